@@ -1,0 +1,78 @@
+package listener
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Defaults of [Options].
+const (
+	DefaultHandshake = 10 * time.Second
+	DefaultIdle      = time.Hour
+	DefaultHalfClose = time.Minute
+	DefaultBacklog   = 65535
+	DefaultKeepalive = 5 * time.Minute
+)
+
+// Limits bound what one listener takes. Zero: no limit.
+type Limits struct {
+	Connections          int     // sessions at one time
+	ConnectionsPerSource int     // … of one source address (IPv6: of one /64)
+	Rate                 float64 // new sessions per second
+	RatePerSource        float64 // … of one source address (IPv6: of one /64)
+	BandwidthIn          int64   // bytes per second of one session, client to server
+	BandwidthOut         int64   // bytes per second of one session, server to client
+}
+
+// Timeouts of a session. Zero: the default; negative: off.
+type Timeouts struct {
+	Handshake time.Duration // from accept until a server is connected to; DefaultHandshake
+	Idle      time.Duration // no byte in either direction; DefaultIdle
+	HalfClose time.Duration // no byte, after one side has finished sending; DefaultHalfClose
+	Lifetime  time.Duration // from accept to the end; default: off
+}
+
+// TCPOptions tune the sockets to the clients.
+type TCPOptions struct {
+	Backlog     int           // of a listening socket, 1–65535, the kernel caps it at net.core.somaxconn; 0: DefaultBacklog
+	Keepalive   time.Duration // idle time before the first probe, ≥ 1 s; 0: DefaultKeepalive; negative: off
+	UserTimeout time.Duration // TCP_USER_TIMEOUT (RFC 5482): unacknowledged data; 0: the kernel's; ≥ 1 ms
+	Delay       bool          // true: Nagle's algorithm on (TCP_NODELAY off)
+}
+
+// Match is a set of conditions, all of which must hold. An empty one holds always.
+type Match struct {
+	Source []netip.Prefix // client address
+	Port   []PortRange    // local port the client connected to
+}
+
+// PortRange is inclusive.
+type PortRange struct{ From, To uint16 }
+
+// Split sends a share of a route's sessions to one upstream.
+type Split struct {
+	Upstream string
+	Weight   int // 1–1 000 000; 0 sends nothing
+}
+
+// RouteOptions describe one route. Exactly one of Splits and Reject is set.
+type RouteOptions struct {
+	Name   string
+	Match  []Match // any of them; none: every session
+	Splits []Split // one element: all of it to one upstream
+	Reject bool    // close with `denied`
+}
+
+// Options describe a TCP listener.
+type Options struct {
+	Name      string
+	Addresses []Address
+	Allow     []netip.Prefix // empty: all
+	Deny      []netip.Prefix // wins over Allow
+	Limits    Limits
+	Timeouts  Timeouts
+	TCP       TCPOptions
+	// Routes are tried in order, the first match wins. A listener without
+	// routes in the file has a single one here, with an empty name.
+	Routes []RouteOptions
+}

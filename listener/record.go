@@ -1,0 +1,35 @@
+package listener
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Record is what is known of a session when it ends: the access log line.
+// Strings are shared, the record itself is reused once Log returns.
+type Record struct {
+	Time          time.Time // of the end
+	ID            uint64
+	Listener      string
+	Route         string         // "" for a listener without routes
+	Upstream      string         // "" when none was chosen
+	Server        string         // "" when none was chosen
+	Source        netip.AddrPort // invalid for a unix socket client
+	Destination   netip.AddrPort // invalid for a unix socket listener
+	DestUnix      string         // the unix socket's path instead
+	ServerAddress string         // "" when none was chosen
+	BytesIn       uint64         // client to server
+	BytesOut      uint64         // server to client
+	Duration      time.Duration
+	Connect       time.Duration // from the choice of a server until it was connected to; 0 if it never was
+	Retries       int
+	End           End
+	Phase         Phase
+	Err           error // nil: nothing to add
+}
+
+// AccessLogger takes a record of every session's end. Log is called on the
+// loops, from several at a time, and must neither block nor keep r.
+type AccessLogger interface {
+	Log(r *Record)
+}

@@ -1,0 +1,66 @@
+package upstream
+
+import (
+	"net/netip"
+	"time"
+
+	"edgeproxy/balance"
+	"edgeproxy/health"
+)
+
+// Defaults of [Options].
+const (
+	DefaultConnectTimeout = 3 * time.Second
+	DefaultRetries        = 2
+	DefaultWeight         = 1
+	DefaultResolve        = 10 * time.Second
+)
+
+// OnDown says what happens to the live sessions of a server that goes down.
+type OnDown uint8
+
+const (
+	KeepSessions  OnDown = iota // they go on until they end by themselves
+	CloseSessions               // they are closed with `server_down`
+)
+
+// ProxyProtocol is the version of the PROXY header sent to servers.
+type ProxyProtocol uint8
+
+const (
+	ProxyNone ProxyProtocol = iota
+	ProxyV1
+	ProxyV2
+)
+
+// TCPOptions tune the sockets to the servers.
+type TCPOptions struct {
+	Keepalive   time.Duration // idle time before the first probe, ≥ 1 s; 0: 5m; negative: off
+	UserTimeout time.Duration // TCP_USER_TIMEOUT (RFC 5482): unacknowledged data; 0: the kernel's; ≥ 1 ms
+	Delay       bool          // true: Nagle's algorithm on (TCP_NODELAY off)
+}
+
+// ServerOptions describe one server.
+type ServerOptions struct {
+	Name           string
+	Address        Address
+	Weight         int // 1–256; 0: DefaultWeight; negative: takes no new sessions
+	MaxConnections int // sessions at one time; 0: no limit
+	Tier           int // 0–255: used when no server of a lower tier is usable
+}
+
+// Options describe an upstream: a group of servers and how to use it.
+type Options struct {
+	Name           string
+	Balance        balance.Policy
+	Servers        []ServerOptions
+	Health         []health.Options // all must pass; none: servers count as up
+	PanicThreshold float64          // 0–1: below this usable share health is ignored; 0: never
+	ConnectTimeout time.Duration    // of one attempt; 0: DefaultConnectTimeout
+	Retries        int              // further attempts, on other servers where there are any; 0: DefaultRetries; negative: none
+	Source         []netip.Addr     // local addresses to connect from, taken in turn; empty: the kernel's choice
+	ProxyProtocol  ProxyProtocol
+	OnDown         OnDown
+	Resolve        time.Duration // host names are looked up this often; 0: DefaultResolve
+	TCP            TCPOptions
+}
