@@ -1,5 +1,7 @@
 package listener
 
+import "edgeproxy/internal/histogram"
+
 // Stats is what one listener has counted since the process started, summed
 // over its loops. It survives reloads.
 type Stats struct {
@@ -13,13 +15,5 @@ type Stats struct {
 	Spliced      uint64 // bytes of both directions that never entered user space
 	AcceptErrors uint64 // accept(2) failures; EMFILE and ENFILE among them
 	AcceptPauses uint64 // times accepting was paused: descriptors or max_connections
-	Seconds      HistogramData
-}
-
-// HistogramData is a histogram with upper bounds in seconds; Counts has one
-// more element than Bounds, for what lies above the last.
-type HistogramData struct {
-	Bounds []float64
-	Counts []uint64 // per bucket, not cumulative
-	Sum    float64  // seconds
+	Seconds      histogram.Data
 }

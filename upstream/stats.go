@@ -1,5 +1,7 @@
 package upstream
 
+import "edgeproxy/internal/histogram"
+
 // ServerStats is what one server has counted since it was first configured.
 // It survives reloads.
 type ServerStats struct {
@@ -23,13 +25,5 @@ type CheckStats struct{ Passed, Failed uint64 }
 type Stats struct {
 	Name    string
 	Servers []ServerStats
-	Connect ConnectHistogram // seconds from connect(2) to an established connection
-}
-
-// ConnectHistogram has upper bounds in seconds; Counts has one more element
-// than Bounds, for what lies above the last.
-type ConnectHistogram struct {
-	Bounds []float64
-	Counts []uint64 // per bucket, not cumulative
-	Sum    float64  // seconds
+	Connect histogram.Data // seconds from connect(2) to an established connection
 }
