@@ -202,7 +202,7 @@ func TestSockets(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			cmd := exec.Command(os.Args[0])
-			cmd.Env = append([]string{childEnv + "=1"}, tt.env...)
+			cmd.Env = append([]string{childEnv + "=1", "GORACE=atexit_sleep_ms=0"}, tt.env...)
 			cmd.ExtraFiles = tt.files
 			out, err := cmd.Output()
 			if err != nil {
