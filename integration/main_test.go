@@ -1,0 +1,96 @@
+// Package integration looks at edgeproxy from outside: it builds the binary,
+// runs it as a process of its own between instrumented servers and clients,
+// and reads what operators read: exit codes, logs, metrics and the admin API.
+// After every test the harness asserts that the process left nothing behind.
+//
+// Nothing here imports the program's packages: what these tests know of it is
+// what stands in the documentation.
+package integration
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+)
+
+// patience bounds every wait for a condition. It is long because it only
+// matters when something is wrong, and the machine may be busy.
+const patience = 30 * time.Second
+
+var build = struct {
+	once sync.Once
+	dir  string
+	err  error
+}{}
+
+// binary builds edgeproxy once per test run, with the race detector when the
+// tests themselves run with it, and returns its path.
+func binary(t testing.TB) string {
+	t.Helper()
+	build.once.Do(func() {
+		if build.dir, build.err = os.MkdirTemp("", "edgeproxy-integration-"); build.err != nil {
+			return
+		}
+		// Some tests run it as another user.
+		if build.err = os.Chmod(build.dir, 0o755); build.err != nil {
+			return
+		}
+		args := []string{"build", "-o", filepath.Join(build.dir, "edgeproxy")}
+		if raceEnabled {
+			args = append(args, "-race")
+		}
+		cmd := exec.Command("go", append(args, "edgeproxy/cmd/edgeproxy")...)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			build.err = fmt.Errorf("go build: %w\n%s", err, out)
+		}
+	})
+	if build.err != nil {
+		t.Fatal(build.err)
+	}
+	return filepath.Join(build.dir, "edgeproxy")
+}
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	// Most tests wait for timeouts and processes rather than compute, so more
+	// of them than there are CPUs run side by side, unless the caller chose.
+	chosen := false
+	flag.Visit(func(f *flag.Flag) { chosen = chosen || f.Name == "test.parallel" })
+	if !chosen {
+		flag.Set("test.parallel", "6")
+	}
+	code := m.Run()
+	if build.dir != "" {
+		os.RemoveAll(build.dir)
+	}
+	os.Exit(code)
+}
+
+// eventually waits for a condition, and fails the test with what describe
+// returns when it does not come about.
+func eventually(t testing.TB, cond func() bool, describe func() string) {
+	t.Helper()
+	if !waitFor(patience, cond) {
+		t.Fatalf("not within %v: %s", patience, describe())
+	}
+}
+
+// waitFor polls a condition of another process, for which there is nothing to
+// block on.
+func waitFor(limit time.Duration, cond func() bool) bool {
+	end := time.Now().Add(limit)
+	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		if cond() {
+			return true
+		}
+		if time.Now().After(end) {
+			return false
+		}
+		time.Sleep(pause)
+	}
+}
