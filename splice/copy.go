@@ -1,0 +1,86 @@
+package splice
+
+import "golang.org/x/sys/unix"
+
+// fullReads is how many reads in a row must fill the whole buffer before a
+// direction changes to splice(2): below that, copying is cheaper than two
+// splices and a pipe.
+const fullReads = 2
+
+// kept is what one side did not take at once.
+type kept struct {
+	buf      []byte // capacity of its size class
+	from, to int
+	next     *kept // free list
+}
+
+// copy reads once from src and writes to dst. It returns how much was read.
+func (r *Relay) copy(src, dst *side, want int) int {
+	buf := r.engine.buf[:want]
+	n, errno := recv(src.fd, buf)
+	switch {
+	case errno == unix.EAGAIN:
+		src.state &^= readable
+		return 0
+	case errno == unix.EINTR:
+		return 0
+	case errno != 0:
+		src.errno = uint16(errno)
+		return 0
+	case n == 0:
+		src.state = src.state&^readable | eof
+		return 0
+	}
+	if n < want {
+		// Edge-triggered: what comes after a short read is a new edge. Unless
+		// the edge of a FIN or an error has been and gone.
+		if src.state&hurry == 0 {
+			src.state &^= readable
+		}
+		src.runs = 0
+	} else if want == len(r.engine.buf) && src.state&noSplicing == 0 {
+		if src.runs++; src.runs >= fullReads {
+			src.state |= splicing
+			src.runs = 0
+		}
+	}
+	if dst.state&broken != 0 {
+		return n // thrown away, see writeFailed
+	}
+	w, errno := send(dst.fd, buf[:n])
+	if errno != 0 && errno != unix.EAGAIN && errno != unix.EINTR {
+		r.writeFailed(src, dst, errno)
+		return n
+	}
+	if w > 0 {
+		r.took(src, w)
+	}
+	if w < n {
+		dst.state &^= writable
+		src.kept = r.engine.keep(buf[w:n])
+	}
+	return n
+}
+
+// flush writes what src holds to dst, as far as it is taken.
+func (r *Relay) flush(src, dst *side) {
+	if src.pipe != nil {
+		r.drain(src, dst)
+		return
+	}
+	k := src.kept
+	w, errno := send(dst.fd, k.buf[k.from:k.to])
+	if errno != 0 && errno != unix.EAGAIN && errno != unix.EINTR {
+		r.writeFailed(src, dst, errno)
+		return
+	}
+	if w > 0 {
+		k.from += w
+		r.took(src, w)
+	}
+	if k.from < k.to {
+		dst.state &^= writable
+		return
+	}
+	r.drop(src)
+}

@@ -1,0 +1,306 @@
+package splice
+
+import (
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"edgeproxy/internal/reactor"
+)
+
+// Cause says why a relay ended.
+type Cause uint8
+
+const (
+	Running      Cause = iota
+	ClientClosed       // both sides have finished, the client first
+	ServerClosed       // both sides have finished, the server first
+	ClientReset        // the client's socket failed; Err tells how
+	ServerReset
+)
+
+// Owner is told of the end of its relay, once, on the loop. The descriptors
+// are still open then: the owner calls [Relay.Close].
+type Owner interface {
+	RelayEnded(r *Relay, c Cause)
+}
+
+// Counters add up the bytes of many relays. Written by one loop, read by all.
+type Counters struct {
+	In, Out, Spliced atomic.Uint64
+}
+
+const (
+	readable   uint8 = 1 << iota // reading may bring something
+	writable                     // writing may be taken
+	eof                          // the peer has finished sending
+	hurry                        // a FIN or an error is near: a short read does not mean empty
+	shut                         // we have finished sending to it
+	broken                       // writing failed: nothing goes there any more
+	splicing                     // what is read here is spliced
+	noSplicing                   // splice(2) cannot be used here
+)
+
+// side is one of the two sockets, and the direction that reads from it.
+type side struct {
+	token reactor.Token
+	kept  *kept  // read here, not yet taken by the other side
+	pipe  *pipe  // spliced from here, not yet taken by the other side
+	bytes uint64 // read here and taken by the other side
+	fd    int32
+	state uint8
+	runs  uint8  // copying: full reads in a row; splicing: meagre splices in a row
+	errno uint16 // why reading failed, or writing (with broken)
+}
+
+// Relay joins two sockets. It is embedded in its session. All methods are for
+// the loop only.
+type Relay struct {
+	engine         *Engine
+	owner          Owner
+	count          *Counters
+	shaper         *Shaper
+	client, server side
+	active         uint32 // coarse clock of the last byte moved
+	joined         bool
+	queued         bool  // has asked for another turn
+	first          Cause // who finished first; Running: nobody yet
+}
+
+// By these types the loop tells which of the two sockets is ready.
+type (
+	clientSide Relay
+	serverSide Relay
+)
+
+func (c *clientSide) Ready(ev reactor.Events) { (*Relay)(c).ready(&c.client, ev) }
+func (s *serverSide) Ready(ev reactor.Events) { (*Relay)(s).ready(&s.server, ev) }
+
+// Init begins with an accepted client, before there is a server, and registers
+// it with the loop. On failure the descriptor still belongs to the caller.
+func (r *Relay) Init(e *Engine, o Owner, c *Counters, clientFD int) error {
+	*r = Relay{engine: e, owner: o, count: c, active: e.coarse()}
+	r.client.fd, r.client.state = int32(clientFD), writable
+	r.server.fd = -1
+	t, err := e.Loop.Add(clientFD, reactor.Stream, (*clientSide)(r))
+	if err != nil {
+		return err
+	}
+	r.client.token = t
+	return nil
+}
+
+// Join adds a connected server, already registered with the loop, and begins
+// to relay. ev is what the loop reported of it together with the connection's
+// establishment. A nil shaper limits nothing. The relay may have ended when
+// Join returns.
+func (r *Relay) Join(serverFD int, t reactor.Token, ev reactor.Events, shaper *Shaper) {
+	r.engine.Loop.SetHandler(t, (*serverSide)(r))
+	r.server = side{token: t, fd: int32(serverFD), state: writable}
+	r.joined = true
+	r.active = r.engine.coarse()
+	if shaper != nil {
+		shaper.relay = r
+		shaper.timer.Owner = shaper
+		r.shaper = shaper
+	}
+	r.ready(&r.server, ev|reactor.Writable)
+}
+
+// Close gives back what the relay holds and closes both sockets. With reset
+// the peers see a reset (RST) where the kernel can send one, so that neither
+// takes a broken stream for a whole one.
+func (r *Relay) Close(reset bool) {
+	r.joined = false
+	for _, s := range [...]*side{&r.client, &r.server} {
+		r.drop(s)
+		if s.token != reactor.None {
+			if reset {
+				abortive(s.fd)
+			}
+			r.engine.Loop.Close(s.token)
+			s.token = reactor.None
+		}
+	}
+	if r.shaper != nil {
+		r.engine.Loop.StopTimer(&r.shaper.timer)
+		r.shaper = nil
+	}
+}
+
+// BytesIn counts what was taken from the client and by the server.
+func (r *Relay) BytesIn() uint64 { return r.client.bytes }
+
+// BytesOut counts what was taken from the server and by the client.
+func (r *Relay) BytesOut() uint64 { return r.server.bytes }
+
+// Idle is how long no byte has moved, to about a millisecond, up to 52 days.
+func (r *Relay) Idle() time.Duration {
+	return time.Duration(r.engine.coarse()-r.active) << coarseShift
+}
+
+// HalfClosed reports whether one side has finished sending.
+func (r *Relay) HalfClosed() bool { return r.first != Running }
+
+// ClientFD is the client's descriptor.
+func (r *Relay) ClientFD() int { return int(r.client.fd) }
+
+// Err is the error of the socket that ended the relay; nil if none did.
+func (r *Relay) Err() error {
+	for _, s := range [...]*side{&r.client, &r.server} {
+		if s.errno != 0 {
+			return unix.Errno(s.errno)
+		}
+	}
+	return nil
+}
+
+func (r *Relay) ready(s *side, ev reactor.Events) {
+	if ev == 0 {
+		r.queued = false
+	}
+	if ev&reactor.Writable != 0 {
+		s.state |= writable
+	}
+	if ev&reactor.Readable != 0 {
+		s.state |= readable
+	}
+	if ev&(reactor.PeerShut|reactor.Hangup|reactor.Failed) != 0 {
+		s.state |= readable | hurry
+	}
+	if r.joined {
+		r.run()
+	} else if ev&(reactor.Hangup|reactor.Failed) != 0 {
+		s.errno = socketError(s.fd)
+		r.owner.RelayEnded(r, ClientReset)
+	}
+}
+
+// run works both directions until each waits for its source or its
+// destination, or has used up its budget.
+func (r *Relay) run() {
+	in, out := turnBudget, turnBudget
+	if cause := r.move(&r.client, &r.server, &in); cause != Running {
+		r.owner.RelayEnded(r, cause)
+		return
+	}
+	if cause := r.move(&r.server, &r.client, &out); cause != Running {
+		r.owner.RelayEnded(r, cause)
+		return
+	}
+	if in <= 0 || out <= 0 {
+		r.again()
+	}
+}
+
+// again asks for another turn after everybody else had theirs.
+func (r *Relay) again() {
+	if !r.queued {
+		r.queued = true
+		r.engine.Loop.Again(r.client.token)
+	}
+}
+
+// move takes bytes from src to dst, and returns why the relay ends, or Running.
+func (r *Relay) move(src, dst *side, budget *int) Cause {
+	if src.kept != nil || src.pipe != nil {
+		if dst.state&writable == 0 {
+			return Running
+		}
+		r.flush(src, dst)
+		if src.kept != nil || src.pipe != nil {
+			return Running
+		}
+	}
+	for src.state&(readable|eof) == readable {
+		if dst.state&writable == 0 || *budget <= 0 {
+			return Running
+		}
+		want := spliceSize
+		if r.shaper != nil {
+			if want = r.shaper.allow(src == &r.client); want <= 0 {
+				return Running
+			}
+		}
+		var n int
+		if src.state&splicing != 0 && dst.state&broken == 0 {
+			n = r.splice(src, dst, want)
+		} else {
+			n = r.copy(src, dst, min(want, len(r.engine.buf)))
+		}
+		*budget -= n + turnCost
+		if r.shaper != nil {
+			r.shaper.spend(src == &r.client, n)
+		}
+		if src.errno != 0 && src.state&broken == 0 {
+			return r.resetBy(src)
+		}
+	}
+	if src.state&eof != 0 && dst.state&shut == 0 && src.kept == nil && src.pipe == nil {
+		return r.finish(src, dst)
+	}
+	return Running
+}
+
+// finish passes on that src has finished sending and everything was delivered.
+func (r *Relay) finish(src, dst *side) Cause {
+	if src.state&broken != 0 && unix.Errno(src.errno) != unix.EPIPE {
+		// Writing to src failed for a reset, after which reading it ends as
+		// if by a FIN: its stream is not known to be whole.
+		return r.resetBy(src)
+	}
+	dst.state |= shut
+	if r.first == Running {
+		r.first = ClientClosed
+		if src == &r.server {
+			r.first = ServerClosed
+		}
+	}
+	if src.state&shut != 0 {
+		return r.first // both have finished: close does what shutdown would
+	}
+	shutdownWrite(dst.fd)
+	r.active = r.engine.coarse()
+	return Running
+}
+
+func (r *Relay) resetBy(s *side) Cause {
+	if s == &r.client {
+		return ClientReset
+	}
+	return ServerReset
+}
+
+// writeFailed notes that dst takes nothing any more. What it has sent before
+// is still delivered, as a server may answer and close while the client is
+// still sending; what src sends from now on is read and thrown away.
+func (r *Relay) writeFailed(src, dst *side, errno unix.Errno) {
+	r.drop(src)
+	dst.state |= broken | writable | readable | hurry
+	dst.errno = uint16(errno)
+	r.again() // dst's own direction may have had its turn already
+}
+
+// drop gives back what was read from s and not delivered.
+func (r *Relay) drop(s *side) {
+	if s.kept != nil {
+		r.engine.putKept(s.kept)
+		s.kept = nil
+	}
+	if s.pipe != nil {
+		r.engine.putPipe(s.pipe)
+		s.pipe = nil
+	}
+}
+
+// took counts bytes that dst has taken.
+func (r *Relay) took(src *side, n int) {
+	src.bytes += uint64(n)
+	r.active = r.engine.coarse()
+	if src == &r.client {
+		r.count.In.Add(uint64(n))
+	} else {
+		r.count.Out.Add(uint64(n))
+	}
+}
