@@ -137,15 +137,25 @@ func ask(addr, line string) (string, error) {
 	return strings.TrimSuffix(answer, "\n"), nil
 }
 
-// fetchName connects and returns the line that a [named] server sends.
+// fetch connects and returns the line that a [named] server sends.
+func fetch(addr string) (string, error) {
+	c, err := connect(addr)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	line, err := bufio.NewReader(c).ReadString('\n')
+	return strings.TrimSuffix(line, "\n"), err
+}
+
+// fetchName is [fetch] for tests that expect it to work.
 func fetchName(t testing.TB, addr string) string {
 	t.Helper()
-	c, err := connect(addr)
+	name, err := fetch(addr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
-	return ReadLine(t, c)
+	return name
 }
 
 // Load sends requests from several clients until it is stopped.

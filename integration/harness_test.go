@@ -39,7 +39,7 @@ type Proxy struct {
 type setup struct {
 	process string // further attributes of the process block
 	workers int
-	blocks  string // instead of all other blocks that the harness writes
+	log     string // the log block
 	nofile  int
 	env     []string
 	files   map[string]*os.File // LISTEN_FDNAMES → sockets
@@ -62,6 +62,9 @@ func WithNoFile(n int) Option { return func(s *setup) { s.nofile = n } }
 // WithEnv adds NAME=value to the otherwise nearly empty environment.
 func WithEnv(kv ...string) Option { return func(s *setup) { s.env = append(s.env, kv...) } }
 
+// WithLog replaces the log block.
+func WithLog(block string) Option { return func(s *setup) { s.log = block } }
+
 // WithSocket passes a listening socket the way systemd does.
 func WithSocket(name string, f *os.File) Option {
 	return func(s *setup) {
@@ -69,6 +72,13 @@ func WithSocket(name string, f *os.File) Option {
 			s.files = map[string]*os.File{}
 		}
 		s.files[name] = f
+	}
+}
+
+// asNobody runs the program without any privilege.
+func asNobody(s *setup) {
+	if os.Geteuid() == 0 {
+		s.user = &syscall.Credential{Uid: 65534, Gid: 65534}
 	}
 }
 
@@ -81,7 +91,7 @@ func WithArgs(args ...string) Option { return func(s *setup) { s.args = args } }
 // stops it.
 func Start(t testing.TB, body string, options ...Option) *Proxy {
 	t.Helper()
-	s := setup{workers: 2}
+	s := setup{workers: 2, log: `log { level = "info" }`}
 	for _, o := range options {
 		o(&s)
 	}
@@ -91,10 +101,10 @@ func Start(t testing.TB, body string, options ...Option) *Proxy {
   workers = %d
   %s
 }
-log { level = "info" }
+%s
 access_log { output = %q }
 admin { address = %q }
-`, s.workers, s.process, p.path("access.log"), "unix:"+p.path("admin.sock"))
+`, s.workers, s.process, s.log, p.path("access.log"), "unix:"+p.path("admin.sock"))
 	p.write(body)
 	p.note = newNotifySocket(t, p.path("notify.sock"))
 	p.admin = adminClient(p.path("admin.sock"))
@@ -104,7 +114,7 @@ admin { address = %q }
 		t.Fatal(err)
 	}
 	defer errors.Close()
-	p.cmd = command(binary(t), &s, "run", "-c", p.file)
+	p.cmd = command(program(t), &s, "run", "-c", p.file)
 	p.cmd.Env = append(p.cmd.Env, "NOTIFY_SOCKET="+p.path("notify.sock"))
 	p.cmd.Stdout, p.cmd.Stderr = errors, errors
 	if err := p.cmd.Start(); err != nil {
@@ -158,7 +168,7 @@ func run(t testing.TB, s *setup, args ...string) (code int, stdout, stderr strin
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
-	cmd := command(binary(t), s, args...)
+	cmd := command(program(t), s, args...)
 	var out, errs strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	stop := context.AfterFunc(ctx, func() { cmd.Process.Kill() })

@@ -28,9 +28,9 @@ var build = struct {
 	err  error
 }{}
 
-// binary builds edgeproxy once per test run, with the race detector when the
+// program builds edgeproxy once per test run, with the race detector when the
 // tests themselves run with it, and returns its path.
-func binary(t testing.TB) string {
+func program(t testing.TB) string {
 	t.Helper()
 	build.once.Do(func() {
 		if build.dir, build.err = os.MkdirTemp("", "edgeproxy-integration-"); build.err != nil {

@@ -1,0 +1,262 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"edgeproxy/integration/bench/peer"
+	"edgeproxy/integration/bench/proc"
+	"edgeproxy/integration/bench/traffic"
+)
+
+// harness holds what lives through all rounds.
+type harness struct {
+	options
+	self        string // this binary
+	dir         string // temporary files
+	scenarios   []scenario
+	backend     *peer.Process
+	backendPort int
+	rates       map[string]float64 // of paced scenarios, set in the first round
+}
+
+// proxy is a peer that runs.
+type proxy struct {
+	peer        *peer.Peer
+	process     *peer.Process // nil: direct
+	listen      []string
+	pids        []int
+	descriptors int // when nothing was connected
+}
+
+// compare runs all rounds and stops everything it started.
+func compare(ctx context.Context, o options, peers []*peer.Peer, progress io.Writer) (_ *results, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	h := &harness{options: o, self: self, scenarios: scenarioList(o), rates: map[string]float64{}}
+	if len(h.scenarios) == 0 {
+		return nil, usageError{errors.New("-scenarios matches none; -list lists them")}
+	}
+	if h.dir, err = os.MkdirTemp("", "edgeproxy-bench-"); err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(h.dir)
+	if err := h.startBackend(ctx); err != nil {
+		return nil, err
+	}
+	defer h.backend.Stop()
+
+	began := time.Now()
+	res := &results{Machine: describeMachine(), Started: began, Rounds: o.Rounds, Workers: o.Workers, Subject: o.Subject}
+	for _, p := range peers {
+		res.Peers = append(res.Peers, peerInfo{Name: p.Name, Program: p.Program, Version: p.Version()})
+	}
+	for round := range o.Rounds {
+		if err := h.round(ctx, round, peers, res, progress); err != nil {
+			return nil, err
+		}
+	}
+	res.Rates = h.rates
+	res.Seconds = time.Since(began).Seconds()
+	return res, nil
+}
+
+func (h *harness) startBackend(ctx context.Context) (err error) {
+	if h.backendPort, err = peer.FreePorts(1); err != nil {
+		return err
+	}
+	// All of 127.0.0.0/8, so that one process can play 10 000 servers.
+	argv := []string{h.self, "backend", "-listen", fmt.Sprintf("0.0.0.0:%d", h.backendPort), "-threads", fmt.Sprint(h.Threads)}
+	if h.backend, err = peer.StartProcess("backend", argv, leanRuntime(h.Threads), nil, nil); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if err := h.backend.WaitReady(ctx, time.Millisecond, func() error { return ask(h.serverAddress(0)) }); err != nil {
+		h.backend.Stop()
+		return err
+	}
+	return nil
+}
+
+// leanRuntime is the environment of client and backend: they keep no garbage, and
+// signals to preempt long loops would only disturb them.
+func leanRuntime(threads int) []string {
+	return []string{"GOGC=off", "GOMEMLIMIT=1GiB", "GODEBUG=asyncpreemptoff=1", fmt.Sprintf("GOMAXPROCS=%d", threads+1)}
+}
+
+// serverAddress is an address of the backend; each i has one of its own.
+func (h *harness) serverAddress(i int) string {
+	if i == 0 {
+		return fmt.Sprintf("127.0.0.1:%d", h.backendPort)
+	}
+	return fmt.Sprintf("127.%d.%d.%d:%d", 1+i>>16, i>>8&0xff, i&0xff, h.backendPort)
+}
+
+// ask makes one request over a new connection.
+func ask(address string) error {
+	c, err := net.DialTimeout("tcp", address, time.Second)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(5 * time.Second))
+	return traffic.Ask(c)
+}
+
+func (h *harness) round(ctx context.Context, round int, peers []*peer.Peer, res *results, progress io.Writer) error {
+	proxies := make([]*proxy, len(peers))
+	defer func() {
+		for _, p := range proxies {
+			p.stop()
+		}
+	}()
+	for si, s := range h.scenarios {
+		h.setRate(s, res)
+		for i := range peers {
+			at := (i + round + si) % len(peers)
+			p := peers[at]
+			if p.Kind == peer.Direct && !s.withDirect || s.kind == check && p.Kind.Check == nil {
+				continue
+			}
+			if proxies[at] == nil && s.shared() {
+				var err error
+				if proxies[at], err = h.start(ctx, p, 1, 1); err != nil {
+					return err // a peer that does not even start: nothing to compare
+				}
+			}
+			m, err := h.measure(ctx, s, p, proxies[at])
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			m.Round, m.Scenario, m.Peer = round, s.Name, p.Name
+			if err != nil {
+				m.Error = err.Error()
+				// Whatever state it is in now: the next scenario gets a fresh one.
+				proxies[at].stop()
+				proxies[at] = nil
+			}
+			res.Measurements = append(res.Measurements, m)
+			fmt.Fprintf(progress, "round %d/%d  %-15s %-10s %s\n", round+1, h.Rounds, s.Name, p.Name, m.summary())
+		}
+	}
+	return nil
+}
+
+// shared says whether the scenario uses the proxy that runs through the round.
+func (s scenario) shared() bool {
+	return s.servers <= 1 && s.listeners <= 1
+}
+
+// setRate fixes the rate of a paced scenario once the first round has the
+// throughput of all peers: latencies at different rates could not be compared.
+func (h *harness) setRate(s scenario, res *results) {
+	if s.paceOf == "" || h.rates[s.Name] > 0 {
+		return
+	}
+	slowest := 0.0
+	for _, m := range res.Measurements {
+		if m.Scenario == s.paceOf && m.Error == "" && (slowest == 0 || m.PerSecond < slowest) {
+			slowest = m.PerSecond
+		}
+	}
+	h.rates[s.Name] = slowest * h.Pace
+}
+
+// start runs a peer until it answers through its last listener.
+func (h *harness) start(ctx context.Context, p *peer.Peer, servers, listeners int) (*proxy, error) {
+	if p.Kind == peer.Direct {
+		return &proxy{peer: p, listen: []string{h.serverAddress(0)}}, nil
+	}
+	x, config, err := h.prepare(p, servers, listeners)
+	if err != nil {
+		return nil, err
+	}
+	if err := h.launch(ctx, x, config, 2*time.Millisecond); err != nil {
+		return nil, err
+	}
+	x.pids = x.process.PIDs()
+	x.descriptors, err = proc.Descriptors(x.pids)
+	return x, err
+}
+
+// prepare writes a configuration with ports of its own.
+func (h *harness) prepare(p *peer.Peer, servers, listeners int) (*proxy, string, error) {
+	port, err := peer.FreePorts(listeners + 1)
+	if err != nil {
+		return nil, "", err
+	}
+	s := peer.Setup{Workers: h.Workers, Admin: fmt.Sprintf("127.0.0.1:%d", port+listeners)}
+	for i := range listeners {
+		s.Listen = append(s.Listen, fmt.Sprintf("127.0.0.1:%d", port+i))
+	}
+	for i := range servers {
+		s.Servers = append(s.Servers, h.serverAddress(i))
+	}
+	dir := filepath.Join(h.dir, fmt.Sprintf("%s-%d-%d", p.Name, servers, listeners))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, "", err
+	}
+	config, err := p.WriteConfig(dir, s)
+	return &proxy{peer: p, listen: s.Listen}, config, err
+}
+
+// launch starts the process and returns when a request through its last
+// listener has been answered and all others accept.
+func (h *harness) launch(ctx context.Context, x *proxy, config string, every time.Duration) error {
+	env := []string(nil)
+	if x.peer.Kind == peer.IOCopy {
+		env = []string{fmt.Sprintf("GOMAXPROCS=%d", h.Workers)}
+	}
+	var err error
+	if x.process, err = peer.StartProcess(x.peer.Name, x.peer.Kind.Run(x.peer.Program, config), env, nil, nil); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	last := len(x.listen) - 1
+	err = x.process.WaitReady(ctx, every, func() error { return ask(x.listen[last]) })
+	for i := 0; i < last && err == nil; i++ {
+		err = x.process.WaitReady(ctx, every, func() error {
+			c, err := net.Dial("tcp", x.listen[i])
+			if err == nil {
+				c.Close()
+			}
+			return err
+		})
+	}
+	if err != nil {
+		x.process.Stop()
+	}
+	return err
+}
+
+func (p *proxy) stop() {
+	if p != nil && p.process != nil {
+		p.process.Stop()
+	}
+}
+
+// machine is where a result comes from.
+type machine struct {
+	CPUs   int    `json:"cpus"`
+	Model  string `json:"model"`
+	Kernel string `json:"kernel"`
+	Go     string `json:"go"`
+}
+
+func describeMachine() machine {
+	m := machine{CPUs: runtime.NumCPU(), Go: runtime.Version()}
+	m.Model = proc.CPUModel()
+	m.Kernel = proc.Kernel()
+	return m
+}

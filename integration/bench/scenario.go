@@ -1,0 +1,146 @@
+package main
+
+import (
+	"fmt"
+	"time"
+)
+
+// scenario is one thing that is measured on every peer.
+type scenario struct {
+	Name  string
+	Title string
+
+	kind        kind
+	connections int
+	answer      int64
+	duration    time.Duration // in the full run
+	paceOf      string        // the scenario whose throughput sets the rate; "": as fast as it goes
+	servers     int           // in the upstream; 0: 1
+	listeners   int           // 0: 1
+	withDirect  bool          // makes sense with no proxy
+}
+
+type kind int
+
+const (
+	idle    kind = iota // memory and descriptors of connections that do nothing
+	kept                // requests on connections that stay
+	connect             // a connection for each request
+	check               // time to read a configuration
+	start               // time from exec to accepting
+)
+
+const (
+	requestSize = 100
+	answerSize  = 1 << 10
+	bulkAnswer  = 100_000_000
+	bulkStreams = 8
+	// How many connections connect–request–close has at a time.
+	connectSlots = 64
+	// A paced run opens as many connections as it needs, up to this.
+	pacedSlots = 4096
+)
+
+// The names the report asks for.
+const (
+	idleScenario        = "idle"
+	bulkScenario        = "bulk"
+	connectScenario     = "connect"
+	pacedBulkScenario   = "bulk-paced"
+	fewServersScenario  = "servers10"
+	manyServersScenario = "servers10000"
+	checkScenario       = "check10000"
+	startScenario       = "start100"
+)
+
+func keptScenario(connections int) string  { return fmt.Sprintf("request%d", connections) }
+func pacedScenario(connections int) string { return fmt.Sprintf("request%d-paced", connections) }
+
+const pacedConnectScenario = "connect-paced"
+
+// curvePoints are the connections of the scaling curve.
+var curvePoints = []int{16, 64, 256, 1000, 4000, 8000}
+
+// scenarioList is what a run does in each round, in order. Idle memory comes
+// first, while the proxies are fresh.
+func scenarioList(o options) []scenario {
+	all := []scenario{{
+		Name: idleScenario, Title: fmt.Sprintf("memory and descriptors of %d idle connections", o.Idle),
+		kind: idle, connections: o.Idle,
+	}}
+	for _, n := range curvePoints {
+		s := scenario{
+			Name: keptScenario(n), Title: fmt.Sprintf("100 B → 1 KB on %d kept connections, closed loop", n),
+			kind: kept, connections: n, answer: answerSize, duration: 2 * time.Second,
+		}
+		switch n {
+		case 64, 1000, 8000:
+			s.withDirect = true
+		default:
+			if !o.Curve {
+				continue
+			}
+			s.duration = time.Second
+		}
+		all = append(all, s)
+	}
+	all = append(all,
+		scenario{
+			Name: bulkScenario, Title: "8 streams of 100 MB answers",
+			kind: kept, connections: bulkStreams, answer: bulkAnswer, duration: 2500 * time.Millisecond, withDirect: true,
+		},
+		scenario{
+			Name: connectScenario, Title: "connect, request, close: 64 at a time",
+			kind: connect, connections: connectSlots, answer: answerSize, duration: 2 * time.Second, withDirect: true,
+		},
+		scenario{
+			Name: pacedScenario(64), Title: "100 B → 1 KB on 64 connections at one rate for all",
+			kind: kept, connections: 64, answer: answerSize, duration: 2 * time.Second, paceOf: keptScenario(64), withDirect: true,
+		},
+		scenario{
+			Name: pacedScenario(1000), Title: "100 B → 1 KB on 1000 connections at one rate for all",
+			kind: kept, connections: 1000, answer: answerSize, duration: 2 * time.Second, paceOf: keptScenario(1000), withDirect: true,
+		},
+		scenario{
+			Name: pacedBulkScenario, Title: "8 streams of 100 MB answers at one rate for all",
+			kind: kept, connections: bulkStreams, answer: bulkAnswer, duration: 3 * time.Second, paceOf: bulkScenario, withDirect: true,
+		},
+		scenario{
+			Name: pacedConnectScenario, Title: "connect, request, close at one rate for all",
+			kind: connect, connections: pacedSlots, answer: answerSize, duration: 2 * time.Second, paceOf: connectScenario, withDirect: true,
+		},
+		scenario{
+			Name: fewServersScenario, Title: "connect, request, close with 10 servers",
+			kind: connect, connections: connectSlots, answer: answerSize, duration: 1500 * time.Millisecond, servers: 10,
+		},
+		scenario{
+			Name: manyServersScenario, Title: "connect, request, close with 10 000 servers",
+			kind: connect, connections: connectSlots, answer: answerSize, duration: 1500 * time.Millisecond, servers: 10_000,
+		},
+		scenario{
+			Name: checkScenario, Title: "reading a configuration of 10 000 servers",
+			kind: check, servers: 10_000,
+		},
+		scenario{
+			Name: startScenario, Title: "from exec to accepting on 100 listeners",
+			kind: start, listeners: 100,
+		},
+	)
+	if o.Scenarios == nil {
+		return all
+	}
+	wanted := map[string]bool{}
+	for _, s := range all {
+		if o.Scenarios.MatchString(s.Name) {
+			wanted[s.Name] = true
+			wanted[s.paceOf] = true // its rate comes from there
+		}
+	}
+	var chosen []scenario
+	for _, s := range all {
+		if wanted[s.Name] {
+			chosen = append(chosen, s)
+		}
+	}
+	return chosen
+}

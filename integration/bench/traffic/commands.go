@@ -1,0 +1,119 @@
+package traffic
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"runtime"
+	"sync"
+)
+
+// Command is one line on the standard input of a client process: one of the
+// fields is set.
+type Command struct {
+	Open *Open `json:"open,omitempty"`
+	Run  *Run  `json:"run,omitempty"`
+}
+
+// Open adds kept connections, each of which makes one request.
+type Open struct {
+	Connections int   `json:"connections"`
+	Request     int   `json:"request"`
+	Answer      int64 `json:"answer"`
+}
+
+// Reply is the client process's answer to one command.
+type Reply struct {
+	Result *Result `json:"result,omitempty"` // of a run
+	Error  string  `json:"error,omitempty"`
+}
+
+// Obey is the client process: it obeys commands from in until it ends, and
+// replies to out.
+func Obey(targets []netip.AddrPort, threads int, in io.Reader, out io.Writer) error {
+	clients := make([]*client, threads)
+	for i := range clients {
+		c, err := newClient(targets)
+		if err != nil {
+			return err
+		}
+		defer c.close()
+		clients[i] = c
+	}
+	// All commands of one client run on one thread, which is the one that is
+	// locked to it.
+	type job struct {
+		i    int
+		work func(c *client, share int) error
+		done *sync.WaitGroup
+	}
+	jobs := make([]chan job, threads)
+	failed := make([]error, threads)
+	for i, c := range clients {
+		jobs[i] = make(chan job)
+		defer close(jobs[i])
+		go func() {
+			runtime.LockOSThread()
+			sharpTimers()
+			for j := range jobs[i] {
+				failed[i] = j.work(c, j.i)
+				j.done.Done()
+			}
+		}()
+	}
+	everyone := func(work func(c *client, i int) error) error {
+		var done sync.WaitGroup
+		for i := range clients {
+			done.Add(1)
+			jobs[i] <- job{i, work, &done}
+		}
+		done.Wait()
+		return errors.Join(failed...)
+	}
+
+	commands, replies := json.NewDecoder(in), json.NewEncoder(out)
+	for {
+		var cmd Command
+		if err := commands.Decode(&cmd); err == io.EOF {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("load: reading a command: %w", err)
+		}
+		var reply Reply
+		var err error
+		switch {
+		case cmd.Open != nil:
+			err = everyone(func(c *client, i int) error {
+				return c.open(share(cmd.Open.Connections, i, threads), cmd.Open.Request, cmd.Open.Answer)
+			})
+		case cmd.Run != nil:
+			reply.Result = new(Result)
+			var mu sync.Mutex
+			err = everyone(func(c *client, i int) error {
+				r := *cmd.Run
+				r.Rate /= float64(threads)
+				r.Connections = share(r.Connections, i, threads)
+				result, err := c.do(r)
+				mu.Lock()
+				defer mu.Unlock()
+				reply.Result.merge(result)
+				return err
+			})
+		default:
+			err = errors.New("a command says neither open nor run")
+		}
+		if err != nil {
+			reply = Reply{Error: err.Error()}
+		}
+		if err := replies.Encode(reply); err != nil {
+			return fmt.Errorf("load: writing a reply: %w", err)
+		}
+	}
+}
+
+// share is the i-th of parts nearly equal parts of n.
+func share(n, i, parts int) int {
+	return (i+1)*n/parts - i*n/parts
+}
