@@ -10,6 +10,7 @@ import (
 type Record struct {
 	Time          time.Time // of the end
 	ID            uint64
+	Loop          int // number of the loop the session lived on: lets a logger keep loops apart
 	Listener      string
 	Route         string         // "" for a listener without routes
 	Upstream      string         // "" when none was chosen
