@@ -25,6 +25,7 @@ type harness struct {
 	backend     *peer.Process
 	backendPort int
 	rates       map[string]float64 // of paced scenarios, set in the first round
+	descriptors int                // a process may have
 }
 
 // proxy is a peer that runs.
@@ -32,8 +33,9 @@ type proxy struct {
 	peer        *peer.Peer
 	process     *peer.Process // nil: direct
 	listen      []string
+	bulk        string // where bulk scenarios connect to
 	pids        []int
-	descriptors int // when nothing was connected
+	sockets     int // when nothing was connected
 }
 
 // compare runs all rounds and stops everything it started.
@@ -45,6 +47,9 @@ func compare(ctx context.Context, o options, peers []*peer.Peer, progress io.Wri
 	h := &harness{options: o, self: self, scenarios: scenarioList(o), rates: map[string]float64{}}
 	if len(h.scenarios) == 0 {
 		return nil, usageError{errors.New("-scenarios matches none; -list lists them")}
+	}
+	if h.descriptors, err = proc.DescriptorLimit(); err != nil {
+		return nil, err
 	}
 	if h.dir, err = os.MkdirTemp("", "edgeproxy-bench-"); err != nil {
 		return nil, err
@@ -92,6 +97,12 @@ func (h *harness) startBackend(ctx context.Context) (err error) {
 // signals to preempt long loops would only disturb them.
 func leanRuntime(threads int) []string {
 	return []string{"GOGC=off", "GOMEMLIMIT=1GiB", "GODEBUG=asyncpreemptoff=1", fmt.Sprintf("GOMAXPROCS=%d", threads+1)}
+}
+
+// sessions is how many sessions of so many descriptors each a proxy can have.
+func (h *harness) sessions(descriptors int) int {
+	const others = 600 // listeners, loops, a pool of pipes
+	return max(h.descriptors-others, 0) / descriptors
 }
 
 // serverAddress is an address of the backend; each i has one of its own.
@@ -175,7 +186,7 @@ func (h *harness) setRate(s scenario, res *results) {
 // start runs a peer until it answers through its last listener.
 func (h *harness) start(ctx context.Context, p *peer.Peer, servers, listeners int) (*proxy, error) {
 	if p.Kind == peer.Direct {
-		return &proxy{peer: p, listen: []string{h.serverAddress(0)}}, nil
+		return &proxy{peer: p, listen: []string{h.serverAddress(0)}, bulk: h.serverAddress(0)}, nil
 	}
 	x, config, err := h.prepare(p, servers, listeners)
 	if err != nil {
@@ -185,17 +196,34 @@ func (h *harness) start(ctx context.Context, p *peer.Peer, servers, listeners in
 		return nil, err
 	}
 	x.pids = x.process.PIDs()
-	x.descriptors, err = proc.Descriptors(x.pids)
-	return x, err
+	// The sessions that asked whether it is ready may still be closing.
+	for i := range 5 {
+		n, err := proc.Sockets(x.pids)
+		if err != nil {
+			x.stop()
+			return nil, fmt.Errorf("%s: %w", p.Name, err)
+		}
+		if i == 0 || n < x.sockets {
+			x.sockets = n
+		}
+		sleep(ctx, 5*time.Millisecond)
+	}
+	return x, nil
 }
 
 // prepare writes a configuration with ports of its own.
 func (h *harness) prepare(p *peer.Peer, servers, listeners int) (*proxy, string, error) {
-	port, err := peer.FreePorts(listeners + 1)
+	port, err := peer.FreePorts(listeners + 2)
 	if err != nil {
 		return nil, "", err
 	}
-	s := peer.Setup{Workers: h.Workers, Admin: fmt.Sprintf("127.0.0.1:%d", port+listeners)}
+	s := peer.Setup{
+		Workers:     h.Workers,
+		Admin:       fmt.Sprintf("127.0.0.1:%d", port+listeners),
+		Bulk:        fmt.Sprintf("127.0.0.1:%d", port+listeners+1),
+		Descriptors: h.descriptors,
+		Sessions:    h.sessions(2),
+	}
 	for i := range listeners {
 		s.Listen = append(s.Listen, fmt.Sprintf("127.0.0.1:%d", port+i))
 	}
@@ -207,7 +235,11 @@ func (h *harness) prepare(p *peer.Peer, servers, listeners int) (*proxy, string,
 		return nil, "", err
 	}
 	config, err := p.WriteConfig(dir, s)
-	return &proxy{peer: p, listen: s.Listen}, config, err
+	x := &proxy{peer: p, listen: s.Listen, bulk: s.Listen[0]}
+	if p.Kind.BulkListener {
+		x.bulk = s.Bulk
+	}
+	return x, config, err
 }
 
 // launch starts the process and returns when a request through its last

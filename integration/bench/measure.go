@@ -54,6 +54,8 @@ func (m *Measurement) summary() string {
 	switch {
 	case m.Error != "":
 		return "FAILED: " + m.Error
+	case m.Requests == 0 && m.Millis == 0:
+		return m.Note
 	case m.Memory != 0:
 		return fmt.Sprintf("%.2f KB and %.2f descriptors per connection%s", m.Memory/1024, m.Descriptors, note)
 	case m.Millis > 0:
@@ -81,7 +83,20 @@ func (h *harness) measure(ctx context.Context, s scenario, p *peer.Peer, shared 
 		defer own.stop()
 		shared = own
 	}
-	l, err := h.startLoad(ctx, shared.listen[0])
+	note := ""
+	if most := h.sessions(max(p.Kind.Descriptors, 2)); s.connections > most && s.kind != connect {
+		note = fmt.Sprintf("with the %d descriptors a process may have here it cannot hold %d connections", h.descriptors, s.connections)
+		if s.kind != idle {
+			return Measurement{Note: "not measured: " + note}, nil
+		}
+		s.connections = most
+		note += fmt.Sprintf("; measured with %d", most)
+	}
+	target := shared.listen[0]
+	if s.answer >= bulkAnswer {
+		target = shared.bulk
+	}
+	l, err := h.startLoad(ctx, target)
 	if err != nil {
 		return Measurement{}, err
 	}
@@ -96,7 +111,10 @@ func (h *harness) measure(ctx context.Context, s scenario, p *peer.Peer, shared 
 		return m, err
 	}
 	l.close()
-	if note := shared.settle(ctx); note != "" {
+	if note == "" {
+		note = shared.settle(ctx)
+	}
+	if note != "" {
 		m.Note = note
 	}
 	return m, nil
@@ -261,17 +279,16 @@ func (p *proxy) settle(ctx context.Context) (note string) {
 	if p.process == nil {
 		return ""
 	}
-	// Pipes and the like may stay in a pool.
-	const spare = 256
-	for deadline := time.Now().Add(5 * time.Second); ; sleep(ctx, 2*time.Millisecond) {
-		n, err := proc.Descriptors(p.pids)
+	for deadline := time.Now().Add(5 * time.Second); ; sleep(ctx, 5*time.Millisecond) {
+		// Sockets alone: pipes may stay in a pool.
+		n, err := proc.Sockets(p.pids)
 		switch {
 		case err != nil:
 			return err.Error()
-		case n <= p.descriptors+spare || ctx.Err() != nil:
+		case n <= p.sockets || ctx.Err() != nil:
 			return ""
 		case time.Now().After(deadline):
-			return fmt.Sprintf("holds %d descriptors 5 s after its clients have gone", n-p.descriptors)
+			return fmt.Sprintf("holds %d sockets 5 s after its clients have gone", n-p.sockets)
 		}
 	}
 }

@@ -24,6 +24,10 @@ type Kind struct {
 	Run      func(program, config string) []string
 	Check    func(program, config string) []string // reads the configuration and ends; nil: it cannot
 	Version  []string
+	// Descriptors of one session; 0: 2.
+	Descriptors int
+	// BulkListener: bulk scenarios have a listener of their own, configured for them.
+	BulkListener bool
 }
 
 // The kinds. Additional binaries of edgeproxy are of kind Edgeproxy.
@@ -44,6 +48,8 @@ var (
 		Run:     func(program, config string) []string { return []string{program, "-db", "-f", config} },
 		Check:   func(program, config string) []string { return []string{program, "-c", "-f", config} },
 		Version: []string{"-v"},
+
+		BulkListener: true,
 	}
 	Nginx = &Kind{
 		Template: "nginx.conf.tmpl",
@@ -58,10 +64,13 @@ var (
 		},
 		Version: []string{"-v"},
 	}
-	// IOCopy is a sub-command of the harness itself.
+	// IOCopy is a sub-command of the harness itself. It holds two pipes in each
+	// session for as long as it lasts.
 	IOCopy = &Kind{
 		Template: "iocopy.conf.tmpl",
 		Run:      func(program, config string) []string { return []string{program, "iocopy", config} },
+
+		Descriptors: 6,
 	}
 	// Direct is no proxy at all: the client speaks to the backend.
 	Direct = &Kind{}
@@ -152,6 +161,10 @@ type Setup struct {
 	Listen  []string // addresses
 	Servers []string
 	Admin   string
+	Bulk    string // the address of the bulk listener, where the kind has one
+
+	Descriptors int // a process may have
+	Sessions    int // that fit into them
 }
 
 // WriteConfig writes the peer's configuration into dir and returns its file.

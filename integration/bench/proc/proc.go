@@ -84,6 +84,35 @@ func Descriptors(pids []int) (int, error) {
 	return sum, nil
 }
 
+// Sockets is how many of the descriptors are sockets.
+func Sockets(pids []int) (int, error) {
+	sum := 0
+	for _, pid := range pids {
+		dir := fmt.Sprintf("/proc/%d/fd/", pid)
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return 0, err
+		}
+		for _, e := range entries {
+			// One that was closed in between has no target.
+			if to, err := os.Readlink(dir + e.Name()); err == nil && strings.HasPrefix(to, "socket:") {
+				sum++
+			}
+		}
+	}
+	return sum, nil
+}
+
+// DescriptorLimit is how many descriptors a process started from here may have,
+// if it raises its soft limit to the hard one.
+func DescriptorLimit() (int, error) {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
+		return 0, err
+	}
+	return int(min(l.Max, 1<<20)), nil
+}
+
 // Machine is the CPU time of all CPUs together since boot, in ticks of 10 ms.
 type Machine struct {
 	Busy, Stolen time.Duration
