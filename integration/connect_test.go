@@ -57,7 +57,7 @@ func TestConnectFailures(t *testing.T) {
 		tries  float64
 	}{
 		"refused":           {Refused(t), "", "connect_failed", "refused", 3},
-		"refused, no retry": {Refused(t), "retries = 0", "connect_failed", "refused", 1},
+		"refused, no retry": {Refused(t), "retries = -1", "connect_failed", "refused", 1},
 		"refused, 4 times":  {Refused(t), "retries = 3", "connect_failed", "refused", 4},
 		"no unix socket":    {"unix:" + filepath.Join(dir, "none.sock"), "", "connect_failed", "", 3},
 		"hanging":           {Hanging(t), "connect_timeout = \"150ms\"", "connect_timeout", "timeout", 3},

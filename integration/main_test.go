@@ -29,9 +29,13 @@ var build = struct {
 }{}
 
 // program builds edgeproxy once per test run, with the race detector when the
-// tests themselves run with it, and returns its path.
+// tests themselves run with it, and returns its path. EDGEPROXY_BINARY names
+// one to be tested instead, such as that of a package.
 func program(t testing.TB) string {
 	t.Helper()
+	if path := os.Getenv("EDGEPROXY_BINARY"); path != "" {
+		return path
+	}
 	build.once.Do(func() {
 		if build.dir, build.err = os.MkdirTemp("", "edgeproxy-integration-"); build.err != nil {
 			return

@@ -30,12 +30,12 @@ type harness struct {
 
 // proxy is a peer that runs.
 type proxy struct {
-	peer        *peer.Peer
-	process     *peer.Process // nil: direct
-	listen      []string
-	bulk        string // where bulk scenarios connect to
-	pids        []int
-	sockets     int // when nothing was connected
+	peer    *peer.Peer
+	process *peer.Process // nil: direct
+	listen  []string
+	bulk    string // where bulk scenarios connect to
+	pids    []int
+	sockets int // when nothing was connected
 }
 
 // compare runs all rounds and stops everything it started.

@@ -71,6 +71,8 @@ type options struct {
 	Threads   int     // of client and backend each
 	Scale     float64 // of every scenario's duration
 	Idle      int     // connections of the idle scenario
+	Shrink    int     // divides all other numbers of connections
+	Bulk      int64   // bytes of a bulk answer
 	Pace      float64 // share of the slowest peer's throughput
 	Curve     bool    // all points of the scaling curve
 	Subject   string  // the peer that is judged
@@ -79,7 +81,7 @@ type options struct {
 }
 
 func fullOptions() options {
-	return options{Rounds: 5, Workers: 2, Threads: 1, Scale: 1, Idle: 5000, Pace: 0.6, Curve: true, Subject: "edgeproxy"}
+	return options{Rounds: 5, Workers: 2, Threads: 1, Scale: 1, Idle: 5000, Shrink: 1, Bulk: 100_000_000, Pace: 0.6, Curve: true, Subject: "edgeproxy"}
 }
 
 func benchMain(args []string) error {

@@ -93,7 +93,7 @@ func (h *harness) measure(ctx context.Context, s scenario, p *peer.Peer, shared 
 		note += fmt.Sprintf("; measured with %d", most)
 	}
 	target := shared.listen[0]
-	if s.answer >= bulkAnswer {
+	if s.bulk {
 		target = shared.bulk
 	}
 	l, err := h.startLoad(ctx, target)

@@ -17,6 +17,7 @@ type scenario struct {
 	paceOf      string        // the scenario whose throughput sets the rate; "": as fast as it goes
 	servers     int           // in the upstream; 0: 1
 	listeners   int           // 0: 1
+	bulk        bool          // goes to the proxy's bulk listener
 	withDirect  bool          // makes sense with no proxy
 }
 
@@ -33,7 +34,6 @@ const (
 const (
 	requestSize = 100
 	answerSize  = 1 << 10
-	bulkAnswer  = 100_000_000
 	bulkStreams = 8
 	// How many connections connect–request–close has at a time.
 	connectSlots = 64
@@ -87,7 +87,7 @@ func scenarioList(o options) []scenario {
 	all = append(all,
 		scenario{
 			Name: bulkScenario, Title: "8 streams of 100 MB answers",
-			kind: kept, connections: bulkStreams, answer: bulkAnswer, duration: 2500 * time.Millisecond, withDirect: true,
+			kind: kept, connections: bulkStreams, answer: o.Bulk, bulk: true, duration: 2500 * time.Millisecond, withDirect: true,
 		},
 		scenario{
 			Name: connectScenario, Title: "connect, request, close: 64 at a time",
@@ -103,7 +103,7 @@ func scenarioList(o options) []scenario {
 		},
 		scenario{
 			Name: pacedBulkScenario, Title: "8 streams of 100 MB answers at one rate for all",
-			kind: kept, connections: bulkStreams, answer: bulkAnswer, duration: 3 * time.Second, paceOf: bulkScenario, withDirect: true,
+			kind: kept, connections: bulkStreams, answer: o.Bulk, bulk: true, duration: 3 * time.Second, paceOf: bulkScenario, withDirect: true,
 		},
 		scenario{
 			Name: pacedConnectScenario, Title: "connect, request, close at one rate for all",
@@ -126,6 +126,11 @@ func scenarioList(o options) []scenario {
 			kind: start, listeners: 100,
 		},
 	)
+	for i := range all {
+		if s := &all[i]; s.kind != idle {
+			s.connections = (s.connections + o.Shrink - 1) / o.Shrink
+		}
+	}
 	if o.Scenarios == nil {
 		return all
 	}
