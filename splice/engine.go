@@ -37,7 +37,8 @@ type Engine struct {
 	spare int // clean pipes in the free list
 	held  int // pipes given out
 	kept  [keptSizes]*kept
-	free  int // bytes in the free lists
+	free  int  // bytes in the free lists
+	used  bool // since the last Tidy
 }
 
 // NewEngine makes the engine of a loop.
@@ -49,6 +50,7 @@ func (e *Engine) coarse() uint32 { return uint32(e.Loop.Now() >> coarseShift) }
 
 // getPipe returns an empty pipe, or nil.
 func (e *Engine) getPipe() *pipe {
+	e.used = true
 	if p := e.pipes; p != nil {
 		e.pipes = p.next
 		e.spare--
@@ -83,6 +85,7 @@ func (e *Engine) putPipe(p *pipe) {
 func class(n int) int { return max(bits.Len(uint(n-1)), minKept) - minKept }
 
 func (e *Engine) getKept(n int) *kept {
+	e.used = true
 	c := class(n)
 	k := e.kept[c]
 	if k == nil {
@@ -110,14 +113,18 @@ func (e *Engine) putKept(k *kept) {
 	e.kept[c] = k
 }
 
-// Trim gives back the spare pipes and buffers of a loop that has become idle.
-func (e *Engine) Trim() {
-	for p := e.pipes; p != nil; p = p.next {
-		e.Loop.CloseLater(int(p.r))
-		e.Loop.CloseLater(int(p.w))
+// Tidy is called now and then. It gives back the spare pipes and buffers of a
+// loop that has not used any since the last call.
+func (e *Engine) Tidy() {
+	if !e.used {
+		for p := e.pipes; p != nil; p = p.next {
+			e.Loop.CloseLater(int(p.r))
+			e.Loop.CloseLater(int(p.w))
+		}
+		e.pipes, e.spare = nil, 0
+		e.kept, e.free = [keptSizes]*kept{}, 0
 	}
-	e.pipes, e.spare = nil, 0
-	e.kept, e.free = [keptSizes]*kept{}, 0
+	e.used = false
 }
 
 func newPipe() (*pipe, error) {

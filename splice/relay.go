@@ -20,10 +20,13 @@ const (
 	ServerReset
 )
 
-// Owner is told of the end of its relay, once, on the loop. The descriptors
-// are still open then: the owner calls [Relay.Close].
+// Owner is told of its relay's fate, on the loop.
 type Owner interface {
-	RelayEnded(r *Relay, c Cause)
+	// RelayHalfClosed tells that one side has finished sending, once.
+	RelayHalfClosed()
+	// RelayEnded tells of the end, once. The descriptors are still open then:
+	// the owner calls [Relay.Close].
+	RelayEnded(c Cause)
 }
 
 // Counters add up the bytes of many relays. Written by one loop, read by all.
@@ -146,6 +149,9 @@ func (r *Relay) HalfClosed() bool { return r.first != Running }
 // ClientFD is the client's descriptor.
 func (r *Relay) ClientFD() int { return int(r.client.fd) }
 
+// ServerFD is the server's descriptor, once joined.
+func (r *Relay) ServerFD() int { return int(r.server.fd) }
+
 // Err is the error of the socket that ended the relay; nil if none did.
 func (r *Relay) Err() error {
 	for _, s := range [...]*side{&r.client, &r.server} {
@@ -173,7 +179,7 @@ func (r *Relay) ready(s *side, ev reactor.Events) {
 		r.run()
 	} else if ev&(reactor.Hangup|reactor.Failed) != 0 {
 		s.errno = socketError(s.fd)
-		r.owner.RelayEnded(r, ClientReset)
+		r.owner.RelayEnded(ClientReset)
 	}
 }
 
@@ -182,11 +188,11 @@ func (r *Relay) ready(s *side, ev reactor.Events) {
 func (r *Relay) run() {
 	in, out := turnBudget, turnBudget
 	if cause := r.move(&r.client, &r.server, &in); cause != Running {
-		r.owner.RelayEnded(r, cause)
+		r.owner.RelayEnded(cause)
 		return
 	}
 	if cause := r.move(&r.server, &r.client, &out); cause != Running {
-		r.owner.RelayEnded(r, cause)
+		r.owner.RelayEnded(cause)
 		return
 	}
 	if in <= 0 || out <= 0 {
@@ -262,6 +268,7 @@ func (r *Relay) finish(src, dst *side) Cause {
 	}
 	shutdownWrite(dst.fd)
 	r.active = r.engine.coarse()
+	r.owner.RelayHalfClosed()
 	return Running
 }
 

@@ -14,6 +14,7 @@ const (
 	DefaultRetries        = 2
 	DefaultWeight         = 1
 	DefaultResolve        = 10 * time.Second
+	DefaultKeepalive      = 5 * time.Minute
 )
 
 // OnDown says what happens to the live sessions of a server that goes down.

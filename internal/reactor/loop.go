@@ -27,7 +27,8 @@ const (
 	// Accepting is level-triggered, so that a bounded accept loop needs no
 	// memory of what it left in the queue.
 	Accepting Events = unix.EPOLLIN
-	// AcceptingShared is for one socket watched by several loops.
+	// AcceptingShared is for one socket watched by several loops: the kernel
+	// wakes one of them, not all.
 	AcceptingShared Events = unix.EPOLLIN | unix.EPOLLEXCLUSIVE
 )
 
@@ -217,19 +218,9 @@ func (l *Loop) SetHandler(t Token, h Handler) {
 	}
 }
 
-// Watch changes the events of a descriptor. It is for sockets that accept; a
-// connection's never change. On the loop.
-func (l *Loop) Watch(t Token, ev Events) error {
-	s := l.lookup(t)
-	if s == nil {
-		return unix.EBADF
-	}
-	e := unix.EpollEvent{Events: ev, Fd: int32(uint32(t)), Pad: int32(s.gen)}
-	return epollCtl(l.epfd, unix.EPOLL_CTL_MOD, int(s.fd), &e)
-}
-
-// Forget takes a descriptor off the loop without closing it; needed where
-// another loop or process holds the same open file. On the loop.
+// Forget takes a descriptor off the loop without closing it. Needed before
+// closing, too, where another loop or process holds the same open file: epoll
+// forgets by itself only what nobody holds any more. On the loop.
 func (l *Loop) Forget(t Token) {
 	if s := l.lookup(t); s != nil {
 		epollCtl(l.epfd, unix.EPOLL_CTL_DEL, int(s.fd), &unix.EpollEvent{})

@@ -1,0 +1,61 @@
+package listener
+
+import (
+	"sync/atomic"
+	"time"
+
+	"edgeproxy/internal/histogram"
+	"edgeproxy/splice"
+)
+
+// Listener is what a name in the configuration stands for while it stands
+// there: its counters, and the table in force.
+type Listener struct {
+	name   string
+	table  atomic.Pointer[table]
+	active atomic.Int64 // sessions, for limits.connections
+	loops  []counters
+
+	acceptErrors atomic.Uint64
+	acceptPauses atomic.Uint64
+}
+
+// counters are one loop's: written by it alone, read by all.
+type counters struct {
+	bytes    splice.Counters
+	sessions atomic.Uint64
+	ended    atomic.Uint64
+	ends     [endCount]atomic.Uint64
+	seconds  *histogram.Histogram
+	_        [64]byte
+}
+
+func newListener(name string, loops int) *Listener {
+	l := &Listener{name: name, loops: make([]counters, loops)}
+	for i := range l.loops {
+		l.loops[i].seconds = histogram.New(time.Millisecond, 10*time.Millisecond, 100*time.Millisecond, time.Second, 10*time.Second,
+			time.Minute, 10*time.Minute, time.Hour, 6*time.Hour, 24*time.Hour)
+	}
+	return l
+}
+
+func (l *Listener) stats() Stats {
+	s := Stats{Name: l.name, AcceptErrors: l.acceptErrors.Load(), AcceptPauses: l.acceptPauses.Load()}
+	for i := range l.loops {
+		c := &l.loops[i]
+		// The end first: a session that begins and ends in between must not
+		// make a negative number.
+		s.Active -= int64(c.ended.Load())
+		n := c.sessions.Load()
+		s.Sessions += n
+		s.Active += int64(n)
+		for e := range c.ends {
+			s.Ends[e] += c.ends[e].Load()
+		}
+		s.BytesIn += c.bytes.In.Load()
+		s.BytesOut += c.bytes.Out.Load()
+		s.Spliced += c.bytes.Spliced.Load()
+		c.seconds.AddTo(&s.Seconds)
+	}
+	return s
+}
