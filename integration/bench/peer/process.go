@@ -115,7 +115,6 @@ func (p *Process) WaitReady(ctx context.Context, every time.Duration, try func()
 // Stop ends the process: SIGTERM, again after a second (to a proxy that drains
 // it means now), SIGKILL to it and its descendants after three.
 func (p *Process) Stop() {
-	pids := p.PIDs()
 	for range 3 {
 		select {
 		case <-p.exited:
@@ -129,7 +128,7 @@ func (p *Process) Stop() {
 		case <-time.After(time.Second):
 		}
 	}
-	for _, pid := range pids {
+	for _, pid := range p.PIDs() {
 		syscall.Kill(pid, syscall.SIGKILL)
 	}
 	<-p.exited
