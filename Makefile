@@ -34,10 +34,10 @@ race: ## run all tests with the race detector (needs a C compiler)
 build: ## build bin/edgeproxy
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BINARY) ./cmd/edgeproxy
 
-bench: ## measure against haproxy, nginx and io.Copy, side by side (about 20 minutes)
+bench: build ## measure against haproxy, nginx and io.Copy, side by side (about 20 minutes)
 	$(GO) run ./integration/bench $(BENCHARGS)
 
-bench-quick: ## the same with short rounds: does it run, what is the order of magnitude
+bench-quick: build ## the same with short rounds: does it run, what is the order of magnitude
 	$(GO) run ./integration/bench -quick $(BENCHARGS)
 
 lint: ## gofmt, go vet and staticcheck
