@@ -7,7 +7,10 @@
 // the owner builds another one.
 package balance
 
-import "sync/atomic"
+import (
+	"slices"
+	"sync/atomic"
+)
 
 // Policy names a way to choose.
 type Policy uint8
@@ -22,9 +25,23 @@ const (
 	LeastConn
 )
 
+// Policies holds the names used in configuration files, indexed by Policy.
+var Policies = []string{Random: "random", RoundRobin: "round_robin", LeastConn: "least_conn"}
+
+func (p Policy) String() string { return Policies[p] }
+
+// ParsePolicy is the inverse of [Policy.String].
+func ParsePolicy(s string) (Policy, bool) {
+	i := slices.Index(Policies, s)
+	return Policy(max(i, 0)), i >= 0
+}
+
+// MaxWeight bounds [Member.Weight]; more counts as this much.
+const MaxWeight = 256
+
 // Member is one choice.
 type Member struct {
-	Weight int           // relative share, 1–256 (0: never picked)
+	Weight int           // relative share, 1–MaxWeight (≤ 0: never picked)
 	Load   *atomic.Int64 // active sessions, shared with every loop
 }
 
@@ -39,5 +56,42 @@ type Picker interface {
 	// Pick returns the index of the chosen member, or -1 when every member is
 	// skipped or there is none. A nil filter skips nothing. The caller adds
 	// one to the chosen member's load.
+	//
+	// Its cost does not grow with the number of members, except that a filter
+	// which skips nearly all of them makes it look at each.
 	Pick(f Filter) int
 }
+
+// New builds a picker over members, whose indexes are what Pick returns. The
+// seed decides the draws and where a rotation starts: give every loop another
+// one, or all loops begin with the same server after each change.
+func New(p Policy, members []Member, seed uint64) Picker {
+	r := rng(seed)
+	r.next() // small seeds differ in few bits; their second outputs in half of them
+	switch p {
+	case RoundRobin:
+		return newRoundRobin(members, &r)
+	case LeastConn:
+		return newLeastConn(members, &r)
+	default:
+		return newRandom(members, r)
+	}
+}
+
+// weight is m's weight as the pickers count it.
+func (m Member) weight() uint32 { return uint32(min(max(m.Weight, 0), MaxWeight)) }
+
+// rng is SplitMix64 (Steele, Lea, Flood 2014): one addition is all that one
+// draw waits for from the one before it.
+type rng uint64
+
+func (r *rng) next() uint64 {
+	*r += 0x9e3779b97f4a7c15
+	z := uint64(*r)
+	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
+	z = (z ^ z>>27) * 0x94d049bb133111eb
+	return z ^ z>>31
+}
+
+// below scales 32 random bits to 0 … n-1. The bias is at most n/2³².
+func below(bits uint32, n uint32) uint32 { return uint32(uint64(bits) * uint64(n) >> 32) }
