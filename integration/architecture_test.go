@@ -60,7 +60,7 @@ var foreign = map[string][]string{
 	"github.com/spf13/pflag":            {"cmd/edgeproxy"},
 	"github.com/zclconf/go-cty":         {"config"},
 	"go.uber.org/zap":                   {"cmd/edgeproxy", "health", "internal/admin", "internal/logging", "listener", "upstream"},
-	"golang.org/x/sys/unix":             {"cmd/edgeproxy", "health", "integration", "internal/accesslog", "internal/logging", "internal/reactor", "internal/sdnotify", "listener", "splice", "upstream"},
+	"golang.org/x/sys/unix":             {"cmd/edgeproxy", "health", "integration", "internal/accesslog", "internal/admin", "internal/logging", "internal/reactor", "internal/sdnotify", "listener", "splice", "upstream"},
 	"golang.org/x/term":                 {"cmd/edgeproxy"},
 	"gonum.org/v1/plot":                 {"integration/bench"},
 }
