@@ -284,11 +284,14 @@ type machine struct {
 	Model  string `json:"model"`
 	Kernel string `json:"kernel"`
 	Go     string `json:"go"`
+
+	Congestion string `json:"tcp_congestion_control"`
 }
 
 func describeMachine() machine {
 	m := machine{CPUs: runtime.NumCPU(), Go: runtime.Version()}
 	m.Model = proc.CPUModel()
 	m.Kernel = proc.Kernel()
+	m.Congestion = proc.Sysctl("net/ipv4/tcp_congestion_control")
 	return m
 }

@@ -107,7 +107,7 @@ func benchMain(args []string) error {
 	fs.IntVar(&o.Workers, "workers", o.Workers, "threads of each proxy")
 	fs.IntVar(&o.Threads, "threads", o.Threads, "threads of the client, and of the backend; more than 1 only where CPUs are left over")
 	fs.Float64Var(&o.Pace, "pace", o.Pace, "rate of the latency scenarios, as a share of the slowest peer's throughput in the first round")
-	fs.StringVar(&o.Out, "out", ".bench", "folder for result.json, table.md and scaling.svg")
+	fs.StringVar(&o.Out, "out", ".bench", "folder for result.json, table.md, targets.md (its first part) and scaling.svg")
 	list := fs.Bool("list", false, "list the scenarios and end")
 	report := fs.String("report", "", "print the table of a result.json again and end")
 	if err := fs.Parse(args); err != nil {
@@ -162,7 +162,7 @@ func benchMain(args []string) error {
 	if err := results.writeTable(os.Stdout); err != nil {
 		return err
 	}
-	fmt.Fprintf(os.Stderr, "written: %s\n", filepath.Join(o.Out, "{result.json,table.md,scaling.svg}"))
+	fmt.Fprintf(os.Stderr, "written: %s\n", filepath.Join(o.Out, "{result.json,table.md,targets.md,scaling.svg}"))
 	if n := results.failures(); n > 0 {
 		return fmt.Errorf("%d measurements failed; the table lists them", n)
 	}

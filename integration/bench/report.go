@@ -42,6 +42,9 @@ var targets = []target{
 	{measure: "start with 100 listeners", scenario: startScenario, metric: millis, unit: "ms", limit: 50},
 }
 
+// Above this share of the CPUs in other hands the report warns.
+const tooNoisy = 0.05
+
 var established = []string{"haproxy", "nginx"}
 
 // verdict of one target.
@@ -121,26 +124,42 @@ func orBetter(peers []string) string {
 // terminal.
 func (r *results) writeTable(w io.Writer) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s, %d CPUs (%s), Linux %s. %d rounds in %.0f s, %d threads each proxy.\n",
-		r.Started.Format("2006-01-02"), r.Machine.CPUs, r.Machine.Model, r.Machine.Kernel, r.Rounds, r.Seconds, r.Workers)
+	r.writeTargets(&b)
+	r.writePeers(&b)
+	r.writeNotes(&b)
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// writeTargets writes where the numbers come from, and the subject's targets.
+func (r *results) writeTargets(b *strings.Builder) {
+	fmt.Fprintf(b, "%s, %d CPUs (%s), Linux %s, TCP %s. %d rounds in %.0f s, %d threads each proxy.\n",
+		r.Started.Format("2006-01-02"), r.Machine.CPUs, r.Machine.Model, r.Machine.Kernel, r.Machine.Congestion, r.Rounds, r.Seconds, r.Workers)
 	for _, p := range r.Peers {
 		if p.Version != "" {
-			fmt.Fprintf(&b, "%s: %s. ", p.Name, strings.TrimRight(p.Version, " ."))
+			fmt.Fprintf(b, "%s: %s. ", p.Name, strings.TrimRight(p.Version, " ."))
 		}
 	}
 	others := spreadOf(r.others())
-	fmt.Fprintf(&b, "\nOther processes and the hypervisor took %.0f %% of the CPUs in the median measurement, %.0f %% at most.\n\n",
+	fmt.Fprintf(b, "\nOther processes and the hypervisor took %.0f %% of the CPUs in the median measurement, %.0f %% at most.\n",
 		100*others.median, 100*others.max)
+	if others.median > tooNoisy {
+		b.WriteString("**The machine was busy with other things: measure again before believing a ratio near its target.**\n")
+	}
+	b.WriteString("\n")
 
 	rows := [][]string{{"measure", "target", r.Subject, "compared with", "ratio or range", "verdict"}}
 	for _, t := range targets {
 		v := r.judge(t)
 		rows = append(rows, []string{t.measure, v.target, v.value, v.against, v.ratio, v.outcome})
 	}
-	writeRows(&b, rows)
+	writeRows(b, rows)
+}
 
-	fmt.Fprintf(&b, "\nAll peers: medians; × is %s's CPU as a ratio of that peer's, with its range over the rounds.\n\n", r.Subject)
-	rows = [][]string{{"scenario", "peer", "rate", "CPU", "×", "p50", "p99", "p99.9"}}
+// writePeers writes what was measured on every peer.
+func (r *results) writePeers(b *strings.Builder) {
+	fmt.Fprintf(b, "\nAll peers: medians; × is %s's CPU as a ratio of that peer's, with its range over the rounds.\n\n", r.Subject)
+	rows := [][]string{{"scenario", "peer", "rate", "CPU", "×", "p50", "p99", "p99.9"}}
 	for _, s := range r.scenarioNames() {
 		for _, p := range r.Peers {
 			if row := r.trafficRow(s, p.Name); row != nil {
@@ -148,7 +167,7 @@ func (r *results) writeTable(w io.Writer) error {
 			}
 		}
 	}
-	writeRows(&b, rows)
+	writeRows(b, rows)
 
 	rows = [][]string{{"scenario", "peer", "median", "range"}}
 	for _, s := range r.scenarioNames() {
@@ -165,11 +184,8 @@ func (r *results) writeTable(w io.Writer) error {
 	}
 	if len(rows) > 1 {
 		b.WriteString("\n")
-		writeRows(&b, rows)
+		writeRows(b, rows)
 	}
-	r.writeNotes(&b)
-	_, err := io.WriteString(w, b.String())
-	return err
 }
 
 // trafficRow is one line of the table of all peers; nil where there is nothing.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -30,7 +31,8 @@ type peerInfo struct {
 	Version string `json:"version,omitempty"`
 }
 
-// save writes result.json, table.md and scaling.svg.
+// save writes result.json, table.md, its first part alone as targets.md, and
+// scaling.svg.
 func (r *results) save(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -40,12 +42,15 @@ func (r *results) save(dir string) error {
 		return err
 	}
 	var table bytes.Buffer
+	var brief strings.Builder
+	r.writeTargets(&brief)
 	if err := r.writeTable(&table); err != nil {
 		return err
 	}
 	for name, content := range map[string][]byte{
 		"result.json": append(b, '\n'),
 		"table.md":    table.Bytes(),
+		"targets.md":  []byte(brief.String()),
 		"scaling.svg": r.scalingPlot(),
 	} {
 		if len(content) == 0 {

@@ -166,6 +166,14 @@ func CPUModel() string {
 
 // Kernel is the kernel's release.
 func Kernel() string {
-	b, _ := os.ReadFile("/proc/sys/kernel/osrelease")
+	return Sysctl("kernel/osrelease")
+}
+
+// Sysctl is a setting of the kernel, or "unknown".
+func Sysctl(name string) string {
+	b, err := os.ReadFile("/proc/sys/" + name)
+	if err != nil {
+		return "unknown"
+	}
 	return strings.TrimSpace(string(b))
 }

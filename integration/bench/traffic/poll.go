@@ -77,6 +77,12 @@ func read(fd int32, b []byte) (int, syscall.Errno) {
 	return int(n), e
 }
 
+// discard reads without copying: the bytes are dropped in the kernel.
+func discard(fd int32, n int) (int, syscall.Errno) {
+	got, _, e := syscall.RawSyscall6(syscall.SYS_RECVFROM, uintptr(fd), 0, uintptr(n), unix.MSG_TRUNC, 0, 0)
+	return int(got), e
+}
+
 func write(fd int32, b []byte) (int, syscall.Errno) {
 	n, _, e := syscall.RawSyscall(syscall.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
 	return int(n), e
