@@ -17,18 +17,33 @@ import (
 )
 
 // connect opens a connection to an address in the form of the configuration.
-func connect(addr string) (Conn, error) {
+func connect(addr string) (Conn, error) { return connectFrom(nil, addr) }
+
+func connectFrom(source net.Addr, addr string) (Conn, error) {
 	network := "tcp"
 	if p, ok := strings.CutPrefix(addr, "unix:"); ok {
 		network, addr = "unix", p
 	}
-	c, err := net.DialTimeout(network, addr, patience)
+	d := net.Dialer{LocalAddr: source, Timeout: patience}
+	c, err := d.Dial(network, addr)
+	if errors.Is(err, syscall.ECONNRESET) {
+		return stillborn{}, nil
+	}
 	if err != nil {
 		return nil, err
 	}
 	c.SetDeadline(time.Now().Add(2 * patience))
 	return c.(Conn), nil
 }
+
+// stillborn is a connection that was reset before connect(2) returned. Tests
+// need not tell it from one that was reset just after.
+type stillborn struct{ net.Conn }
+
+func (stillborn) Read([]byte) (int, error)  { return 0, syscall.ECONNRESET }
+func (stillborn) Write([]byte) (int, error) { return 0, syscall.ECONNRESET }
+func (stillborn) Close() error              { return nil }
+func (stillborn) CloseWrite() error         { return syscall.ECONNRESET }
 
 // Dial opens a connection and closes it when the test ends.
 func Dial(t testing.TB, addr string) Conn {
@@ -44,14 +59,12 @@ func Dial(t testing.TB, addr string) Conn {
 // DialFrom opens a connection from a local address.
 func DialFrom(t testing.TB, source, addr string) Conn {
 	t.Helper()
-	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(source)}, Timeout: patience}
-	c, err := d.Dial("tcp", addr)
+	c, err := connectFrom(&net.TCPAddr{IP: net.ParseIP(source)}, addr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.SetDeadline(time.Now().Add(2 * patience))
 	t.Cleanup(func() { c.Close() })
-	return c.(Conn)
+	return c
 }
 
 // Send writes a text or fails the test.

@@ -210,14 +210,14 @@ func adminClient(socket string) *http.Client {
 
 func (p *Proxy) path(name string) string { return filepath.Join(p.dir, name) }
 
+// write replaces the configuration in one step, as the proxy may be reading it.
 func (p *Proxy) write(body string) {
 	p.t.Helper()
-	p.writeRaw(p.head + body)
-}
-
-func (p *Proxy) writeRaw(text string) {
-	p.t.Helper()
-	if err := os.WriteFile(p.file, []byte(text), 0o644); err != nil {
+	next := p.file + ".next"
+	if err := os.WriteFile(next, []byte(p.head+body), 0o644); err != nil {
+		p.t.Fatal(err)
+	}
+	if err := os.Rename(next, p.file); err != nil {
 		p.t.Fatal(err)
 	}
 }

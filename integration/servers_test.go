@@ -168,7 +168,9 @@ func resetAtOnce(c Conn) { reset(c) }
 
 // reset closes a connection with RST instead of FIN.
 func reset(c Conn) {
-	c.(*net.TCPConn).SetLinger(0)
+	if tcp, ok := c.(*net.TCPConn); ok {
+		tcp.SetLinger(0)
+	}
 	c.Close()
 }
 
