@@ -1,0 +1,155 @@
+package config
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/hcl/v2"
+)
+
+// expectation is a comment "# error: TEXT" or "# warning: TEXT" on the line
+// that a diagnostic points to. TEXT is a part of its summary and detail; there
+// may be several on a line. "# error-at-file: TEXT" has no line.
+var expectation = regexp.MustCompile(`# ?(error|warning)(-at-file)?: ([^#\n]*)`)
+
+// jsonExpectation is the same in a "//" property, where a quote ends it.
+var jsonExpectation = regexp.MustCompile(`# ?(error|warning)(-at-file)?: ([^#\n"]*)`)
+
+// TestFiles loads every file and folder of testdata and compares what it says
+// with the comments in the files.
+func TestFiles(t *testing.T) {
+	t.Parallel()
+	paths, _ := filepath.Glob("testdata/*")
+	if len(paths) < 20 {
+		t.Fatalf("only %d files", len(paths))
+	}
+	for _, path := range paths {
+		if filepath.Base(path) == "fuzz" || filepath.Base(path) == "include" {
+			continue
+		}
+		t.Run(filepath.Base(path), func(t *testing.T) {
+			t.Parallel()
+			cfg, diags := Load(path)
+			compare(t, path, diags)
+			if (cfg == nil) != diags.HasErrors() {
+				t.Errorf("a configuration and errors, or neither")
+			}
+		})
+	}
+}
+
+func compare(t *testing.T, path string, diags *Diagnostics) {
+	t.Helper()
+	files := []string{path}
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		files, _ = filepath.Glob(path + "/*.hcl*")
+	}
+	type want struct {
+		severity, text string
+		met            bool
+	}
+	wants := make(map[string][]*want)
+	for _, f := range files {
+		src, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pattern := expectation
+		if isJSON(f) {
+			pattern = jsonExpectation
+		}
+		for i, line := range strings.Split(string(src), "\n") {
+			for _, m := range pattern.FindAllStringSubmatch(line, -1) {
+				at := fmt.Sprintf("%s:%d", f, i+1)
+				if m[2] != "" {
+					at = f + ":0"
+				}
+				wants[at] = append(wants[at], &want{severity: m[1], text: strings.TrimSpace(m[3])})
+			}
+		}
+	}
+	for _, x := range diags.list {
+		at := fmt.Sprintf("%s:%d", x.Subject.Filename, x.Subject.Start.Line)
+		found := false
+		for _, w := range wants[at] {
+			if !w.met && w.severity == severity(x) && strings.Contains(x.Summary+" "+x.Detail, w.text) {
+				w.met, found = true, true
+				break
+			}
+		}
+		if !found {
+			t.Errorf("%s: unexpected %s: %s\n\t%s", at, severity(x), x.Summary, x.Detail)
+		}
+	}
+	for at, list := range wants {
+		for _, w := range list {
+			if !w.met {
+				t.Errorf("%s: missing %s: %s", at, w.severity, w.text)
+			}
+		}
+	}
+}
+
+// TestExamples: what newcomers copy from must load, without a warning, and be
+// laid out the canonical way.
+func TestExamples(t *testing.T) {
+	t.Parallel()
+	paths, _ := filepath.Glob("../examples/*.hcl*")
+	if len(paths) < 11 {
+		t.Fatalf("only %d examples", len(paths))
+	}
+	for _, path := range paths {
+		t.Run(filepath.Base(path), func(t *testing.T) {
+			t.Parallel()
+			_, diags := Load(path)
+			if lines := diags.Lines(0); len(lines) > 0 {
+				t.Error(strings.Join(lines, "\n"))
+			}
+			src, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.HasSuffix(path, ".json") {
+				return
+			}
+			out, diags := Format(src, path)
+			if diags.HasErrors() || !bytes.Equal(out, src) {
+				t.Errorf("not in the canonical layout; want\n%s", out)
+			}
+		})
+	}
+}
+
+// TestJSON: both syntaxes say the same.
+func TestJSON(t *testing.T) {
+	t.Parallel()
+	a, da := Load("../examples/minimal.hcl")
+	b, db := Load("../examples/minimal.hcl.json")
+	if da.HasErrors() || db.HasErrors() || !reflect.DeepEqual(a, b) {
+		t.Errorf("native %+v (%v), JSON %+v (%v)", a, da, b, db)
+	}
+}
+
+func parseText(t testing.TB, src string) (*Config, *Diagnostics) {
+	t.Helper()
+	return Parse(File{Name: "test.hcl", Source: []byte(src)})
+}
+
+func mustParse(t testing.TB, src string) *Config {
+	t.Helper()
+	cfg, diags := parseText(t, src)
+	if diags.HasErrors() {
+		var b bytes.Buffer
+		diags.Write(&b, false, 0)
+		t.Fatal(b.String())
+	}
+	return cfg
+}
+
+var _ = hcl.InitialPos

@@ -1,0 +1,3 @@
+log {
+  level = "inÿfo" # error: byte 0xff is not UTF-8
+}

@@ -1,0 +1,6 @@
+listener "tcp" "web" {
+  address  = ":8080"
+  upstream = upstream.app
+}
+upstream "app" { # error: upstream "app" has no server Add one: server "a"
+}
