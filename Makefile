@@ -48,7 +48,8 @@ lint: ## gofmt, go vet and staticcheck
 fuzz: ## fuzz every target for FUZZTIME each
 	@set -e; \
 	grep -rl --include='*_test.go' '^func Fuzz' . | xargs -r -n 1 dirname | sort -u | while read -r dir; do \
-		for target in $$($(GO) test -list '^Fuzz' "$$dir" | grep '^Fuzz'); do \
+		list=$$($(GO) test -list '^Fuzz' "$$dir"); \
+		for target in $$(echo "$$list" | grep '^Fuzz'); do \
 			echo "$$dir $$target"; \
 			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$dir"; \
 		done; \
