@@ -1,3 +1,17 @@
+// Package health finds out by active probes whether servers are up. It knows
+// neither upstreams nor configuration files: what to probe comes in as
+// [Options] and [Target], what was found goes out as [Report].
+//
+// The life of a check:
+//
+//  1. [Scheduler.Add] takes the checks of one server; the first probe starts
+//     at once, or within moments when there are many.
+//  2. When a probe is due and there is room for it, it gets a goroutine, which
+//     connects, speaks, and ends by the check's timeout at the latest.
+//  3. Its result goes through the check's rise and fall, the server is up if
+//     all of its checks are, and the probe is reported.
+//  4. The check waits in the queue, without a goroutine, for its next turn.
+//  5. [Watch.Stop] takes it out; nothing is reported any more.
 package health
 
 import "time"
@@ -17,6 +31,13 @@ const (
 	TCP  Kind = iota // connect, optionally send bytes and expect others
 	HTTP             // one HTTP/1.1 request
 )
+
+func (k Kind) String() string {
+	if k == HTTP {
+		return "http"
+	}
+	return "tcp"
+}
 
 // StatusRange is an inclusive range of HTTP status codes.
 type StatusRange struct{ From, To int }
@@ -40,4 +61,30 @@ type Options struct {
 	Host         string        // HTTP Host header; "": the probed address
 	ExpectStatus []StatusRange // HTTP; empty: 200–399
 	ExpectBody   string        // HTTP: must occur in the first 64 KiB of the body
+}
+
+// withDefaults returns the options with nothing left to default.
+func (o Options) withDefaults() Options {
+	if o.Interval <= 0 {
+		o.Interval = DefaultInterval
+	}
+	if o.Timeout <= 0 {
+		o.Timeout = DefaultTimeout
+	}
+	if o.Rise <= 0 {
+		o.Rise = DefaultRise
+	}
+	if o.Fall <= 0 {
+		o.Fall = DefaultFall
+	}
+	if o.Method == "" {
+		o.Method = "GET"
+	}
+	if o.Path == "" {
+		o.Path = "/"
+	}
+	if len(o.ExpectStatus) == 0 {
+		o.ExpectStatus = []StatusRange{{200, 399}}
+	}
+	return o
 }
