@@ -158,7 +158,8 @@ func (r *results) writeTargets(b *strings.Builder) {
 
 // writePeers writes what was measured on every peer.
 func (r *results) writePeers(b *strings.Builder) {
-	fmt.Fprintf(b, "\nAll peers: medians; × is %s's CPU as a ratio of that peer's, with its range over the rounds.\n\n", r.Subject)
+	fmt.Fprintf(b, "\nAll peers: medians; × is %s's CPU as a ratio of that peer's, with its range over the rounds.\n"+
+		"Without a proxy CPU is that of client and backend: what the kernel's TCP costs on both sides.\n\n", r.Subject)
 	rows := [][]string{{"scenario", "peer", "rate", "CPU", "×", "p50", "p99", "p99.9"}}
 	for _, s := range r.scenarioNames() {
 		for _, p := range r.Peers {
@@ -190,9 +191,9 @@ func (r *results) writePeers(b *strings.Builder) {
 
 // trafficRow is one line of the table of all peers; nil where there is nothing.
 func (r *results) trafficRow(scenario, peer string) []string {
-	cpu, rate, unit, perUnit := cpuPerRequest, perSecond, "µs", "/s"
+	cpu, ends, rate, unit, perUnit := cpuPerRequest, endsPerRequest, perSecond, "µs", "/s"
 	if scenario == bulkScenario || scenario == pacedBulkScenario {
-		cpu, rate, unit, perUnit = cpuPerGB, gbPerSecond, "ms/GB", "GB/s"
+		cpu, ends, rate, unit, perUnit = cpuPerGB, endsPerGB, gbPerSecond, "ms/GB", "GB/s"
 	}
 	speed := spreadOf(r.series(scenario, peer, rate))
 	if speed.n == 0 {
@@ -206,6 +207,9 @@ func (r *results) trafficRow(scenario, peer string) []string {
 			row[4] = fmt.Sprintf("%.2f (%.2f–%.2f)", q.median, q.min, q.max)
 		}
 	}
+	if row[3] == "–" { // no proxy
+		row[3] = "ends " + quantity(spreadOf(r.series(scenario, peer, ends)).median, unit)
+	}
 	for _, m := range []metric{p50, p99, p999} {
 		row = append(row, quantity(spreadOf(r.series(scenario, peer, m)).median, "µs"))
 	}
@@ -214,16 +218,24 @@ func (r *results) trafficRow(scenario, peer string) []string {
 
 func (r *results) writeNotes(b *strings.Builder) {
 	var lines []string
+	rounds := map[string][]string{} // by line
 	for _, m := range r.Measurements {
 		for _, text := range []string{m.Error, m.Note} {
-			if text != "" {
-				lines = append(lines, fmt.Sprintf("- round %d, %s, %s: %s\n", m.Round+1, m.Scenario, m.Peer, text))
+			if text == "" {
+				continue
 			}
+			line := fmt.Sprintf("%s, %s: %s", m.Scenario, m.Peer, text)
+			if rounds[line] == nil {
+				lines = append(lines, line)
+			}
+			rounds[line] = append(rounds[line], fmt.Sprint(m.Round+1))
 		}
 	}
 	if len(lines) > 0 {
 		b.WriteString("\nFailures and remarks:\n\n")
-		b.WriteString(strings.Join(lines, ""))
+	}
+	for _, line := range lines {
+		fmt.Fprintf(b, "- %s (round %s)\n", line, strings.Join(rounds[line], ", "))
 	}
 }
 

@@ -101,7 +101,7 @@ func TestTableSaysWhatFailed(t *testing.T) {
 	if err := r.writeTable(&b); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"| CPU per connect–request–close", "0.80 (0.80–0.80)", "round 2, connect, edgeproxy: it broke"} {
+	for _, want := range []string{"| CPU per connect–request–close", "0.80 (0.80–0.80)", "- connect, edgeproxy: it broke (round 2)"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("the table lacks %q:\n%s", want, b.String())
 		}

@@ -95,6 +95,13 @@ var (
 	cpuPerGB metric = func(m *Measurement) (float64, bool) { // ms
 		return m.CPU * 1e3 / (float64(m.Bytes) / 1e9), m.Bytes > 0 && m.CPU > 0
 	}
+	// Of client and backend together.
+	endsPerRequest metric = func(m *Measurement) (float64, bool) { // µs
+		return (m.LoadCPU + m.ServerCPU) * 1e6 / float64(m.Requests), m.Requests > 0
+	}
+	endsPerGB metric = func(m *Measurement) (float64, bool) { // ms
+		return (m.LoadCPU + m.ServerCPU) * 1e3 / (float64(m.Bytes) / 1e9), m.Bytes > 0
+	}
 	perSecond   metric = func(m *Measurement) (float64, bool) { return m.PerSecond, m.PerSecond > 0 }
 	gbPerSecond metric = func(m *Measurement) (float64, bool) {
 		return float64(m.Bytes) / 1e9 / m.Seconds, m.Seconds > 0

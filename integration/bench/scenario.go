@@ -91,15 +91,15 @@ func scenarioList(o options) []scenario {
 		},
 		scenario{
 			Name: connectScenario, Title: "connect, request, close: 64 at a time",
-			kind: connect, connections: connectSlots, answer: answerSize, duration: 2 * time.Second, withDirect: true,
+			kind: connect, connections: connectSlots, answer: answerSize, duration: 1500 * time.Millisecond, withDirect: true,
 		},
 		scenario{
 			Name: pacedScenario(64), Title: "100 B → 1 KB on 64 connections at one rate for all",
-			kind: kept, connections: 64, answer: answerSize, duration: 2 * time.Second, paceOf: keptScenario(64), withDirect: true,
+			kind: kept, connections: 64, answer: answerSize, duration: 1500 * time.Millisecond, paceOf: keptScenario(64), withDirect: true,
 		},
 		scenario{
 			Name: pacedScenario(1000), Title: "100 B → 1 KB on 1000 connections at one rate for all",
-			kind: kept, connections: 1000, answer: answerSize, duration: 2 * time.Second, paceOf: keptScenario(1000), withDirect: true,
+			kind: kept, connections: 1000, answer: answerSize, duration: 1500 * time.Millisecond, paceOf: keptScenario(1000), withDirect: true,
 		},
 		scenario{
 			Name: pacedBulkScenario, Title: "8 streams of 100 MB answers at one rate for all",
@@ -107,7 +107,7 @@ func scenarioList(o options) []scenario {
 		},
 		scenario{
 			Name: pacedConnectScenario, Title: "connect, request, close at one rate for all",
-			kind: connect, connections: pacedSlots, answer: answerSize, duration: 2 * time.Second, paceOf: connectScenario, withDirect: true,
+			kind: connect, connections: pacedSlots, answer: answerSize, duration: 1500 * time.Millisecond, paceOf: connectScenario, withDirect: true,
 		},
 		scenario{
 			Name: fewServersScenario, Title: "connect, request, close with 10 servers",
