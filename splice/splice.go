@@ -61,6 +61,7 @@ func (r *Relay) splice(src, dst *side, want int) int {
 // drain moves the pipe of src to dst, as far as it is taken.
 func (r *Relay) drain(src, dst *side) {
 	p := src.pipe
+	short := false // the last splice moved less than there was
 	for p.n > 0 {
 		n, errno := spliceFD(p.r, dst.fd, p.n)
 		switch {
@@ -73,6 +74,11 @@ func (r *Relay) drain(src, dst *side) {
 			r.empty(src, dst)
 			return
 		case errno != 0:
+			if short && errno == unix.EPIPE {
+				// A splice that fails midway returns what it has moved and
+				// swallows the error, a reset for all we know.
+				errno = unix.ECONNRESET
+			}
 			r.writeFailed(src, dst, errno)
 			return
 		case n == 0:
@@ -81,6 +87,7 @@ func (r *Relay) drain(src, dst *side) {
 			r.writeFailed(src, dst, unix.EIO)
 			return
 		}
+		short = n < p.n
 		p.n -= n
 		r.took(src, n)
 		r.count.Spliced.Add(uint64(n))
