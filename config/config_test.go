@@ -9,8 +9,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-
-	"github.com/hashicorp/hcl/v2"
 )
 
 // expectation is a comment "# error: TEXT" or "# warning: TEXT" on the line
@@ -151,5 +149,3 @@ func mustParse(t testing.TB, src string) *Config {
 	}
 	return cfg
 }
-
-var _ = hcl.InitialPos

@@ -219,7 +219,7 @@ func (l *loader) explainOne(x *hcl.Diagnostic, expr hcl.Expression) *hcl.Diagnos
 func (l *loader) known(what, name string, names []string) string {
 	if len(names) == 0 {
 		return "There is none at all; define one with a block: " + map[string]string{
-			"upstream": `upstream "` + name + `" { server "a" { address = "…" } }`, "local": "locals { " + name + " = … }",
+			"upstream": `upstream "` + name + `" with a server in it.`, "local": "locals { " + name + " = … }.",
 		}[what]
 	}
 	suggestion := ""

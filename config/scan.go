@@ -26,7 +26,14 @@ type facts struct {
 
 // scanNative checks the nesting of a native syntax file.
 func scanNative(name string, src []byte, d *Diagnostics) (facts, bool) {
-	var f facts
+	f, sure, tooMany := scanQuick(src)
+	if tooMany {
+		d.errorf(hcl.Range{Filename: name}, "Split it, or let dynamic blocks make what repeats.", "the file has more than %s words and signs", thousands(maxTokens))
+		return f, false
+	}
+	if sure {
+		return f, true
+	}
 	tokens, _ := hclsyntax.LexConfig(src, name, hcl.InitialPos) // the parser reports bad tokens again
 	bad, why := deepest(tokens, &f)
 	if bad == nil {

@@ -143,23 +143,24 @@ func (b *block) attr(name string) *attr {
 	return nil
 }
 
-// header is how the block begins in a file.
+// header is how the block begins in an example.
 func (b *block) header() string {
+	if b.sample != "" {
+		return b.begin(b.sample)
+	}
+	return b.begin("NAME")
+}
+
+// begin is how a block of that name begins in a file.
+func (b *block) begin(name string) string {
 	s := b.name
 	if b.kind != "" {
 		s += ` "` + b.kind + `"`
 	}
 	if b.named {
-		s += ` "` + b.label() + `"`
+		s += ` "` + name + `"`
 	}
 	return s
-}
-
-func (b *block) label() string {
-	if b.sample != "" {
-		return b.sample
-	}
-	return "NAME"
 }
 
 // allowed says what can stand in the block.
