@@ -45,6 +45,16 @@ var Ends = [...]string{
 
 func (e End) String() string { return Ends[e] }
 
+// orderly reports whether the client is to see an ordinary close (FIN). After
+// any other end it sees a reset: it must not take for whole what is not.
+func (e End) orderly() bool {
+	switch e {
+	case ClientClosed, ServerClosed, NoRoute, Denied, Limited, ResponsesDone:
+		return true
+	}
+	return false
+}
+
 // Phase says where a session stood when it ended.
 type Phase uint8
 

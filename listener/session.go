@@ -247,8 +247,7 @@ func (s *session) endAt(e End, err error, tried *upstream.Server) {
 	if log := w.m.accessLog(); log != nil {
 		s.log(log, e, err, tried)
 	}
-	// The client must not take a stream for whole that is not.
-	s.relay.Close(s.phase == PhaseRelay && e != ClientClosed && e != ServerClosed)
+	s.relay.Close(!e.orderly())
 	if s.server != nil {
 		s.server.Release()
 		s.server = nil

@@ -195,9 +195,21 @@ func (r *Relay) run() {
 		r.owner.RelayEnded(cause)
 		return
 	}
+	if r.client.gone() {
+		r.owner.RelayEnded(ClientReset)
+		return
+	}
 	if in <= 0 || out <= 0 {
 		r.again()
 	}
+}
+
+// gone reports whether s takes nothing any more, and has nothing left to give.
+// A server must hear of that, or it would send to nobody for ever; after a
+// reset at once.
+func (s *side) gone() bool {
+	return s.state&broken != 0 && (unix.Errno(s.errno) != unix.EPIPE ||
+		s.kept == nil && s.pipe == nil && s.state&(readable|eof) != readable)
 }
 
 // again asks for another turn after everybody else had theirs.
@@ -281,7 +293,8 @@ func (r *Relay) resetBy(s *side) Cause {
 
 // writeFailed notes that dst takes nothing any more. What it has sent before
 // is still delivered, as a server may answer and close while the client is
-// still sending; what src sends from now on is read and thrown away.
+// still sending; what src sends from now on is read and thrown away, until it
+// closes or half_close is over.
 func (r *Relay) writeFailed(src, dst *side, errno unix.Errno) {
 	r.drop(src)
 	dst.state |= broken | writable | readable | hurry

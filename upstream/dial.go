@@ -96,8 +96,12 @@ func (dl *Dialer) Dial(g *Group, o Owner, client, local netip.AddrPort) *Dial {
 	return d
 }
 
-// Cancel gives up: the owner is not told. On the loop.
+// Cancel gives up: the owner is not told. A server that has accepted already
+// sees a reset, not an empty session. On the loop.
 func (d *Dial) Cancel() {
+	if d.FD >= 0 {
+		unix.SetsockoptLinger(d.FD, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	}
 	d.abandon()
 	d.recycle()
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -91,11 +92,13 @@ func (d *daemon) reload() error {
 	d.notify(sdnotify.Reloading())
 	defer func() { d.notify(sdnotify.Ready, sdnotify.Status(d.summary())) }()
 	cfg, diags := d.opts.load()
-	err := diags.Err()
-	if err != nil {
-		for _, line := range diags.Lines(100) {
+	var err error
+	if diags.HasErrors() {
+		lines := diags.Lines(100)
+		for _, line := range lines {
 			d.log.Error(line)
 		}
+		err = errors.New(strings.Join(lines, "\n"))
 	} else {
 		for _, line := range diags.Lines(20) {
 			d.log.Warn(line)
@@ -108,7 +111,11 @@ func (d *daemon) reload() error {
 	}
 	if err != nil {
 		d.reloadOK.Store(false)
-		d.log.Error("reload failed; the running configuration stays in force", zap.Error(err))
+		reason := zap.Error(err)
+		if diags.HasErrors() {
+			reason = zap.Int("errors", diags.Errors()) // each has its line above
+		}
+		d.log.Error("reload failed; the running configuration stays in force", reason)
 		return err
 	}
 	d.reloadOK.Store(true)
