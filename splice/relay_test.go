@@ -27,7 +27,6 @@ type bench struct {
 	client, server stream // the far ends
 	ended          chan Cause
 	err            error
-	reset          bool
 }
 
 type stream interface {

@@ -40,7 +40,6 @@ type view struct {
 	built   int64
 	panics  bool // too few servers are up: their health is ignored
 	tiers   []tier
-	turn    uint32 // source addresses
 	_       [64]byte
 }
 
