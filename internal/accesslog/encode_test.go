@@ -188,9 +188,20 @@ func TestEncoderKeepsUpWithTime(t *testing.T) {
 
 func TestEncoderKeepsUpWithDestinations(t *testing.T) {
 	var e encoder
-	for _, s := range []string{"192.0.2.1:443", "192.0.2.1:443", "192.0.2.1:80", "[::1]:80", "[fe80::1%eth0]:80", "192.0.2.1:443"} {
+	for _, s := range []string{"192.0.2.1:443", "192.0.2.1:443", "0.9.10.99:0", "100.101.199.255:65535", "[::1]:80", "[fe80::1%eth0]:80", "192.0.2.1:443"} {
 		if got := string(e.appendDestination(nil, netip.MustParseAddrPort(s))); got != s {
 			t.Errorf("got %s, want %s", got, s)
 		}
+	}
+}
+
+func BenchmarkEncode(b *testing.B) {
+	r := full
+	r.BytesOut, r.End, r.Err = 1024, listener.ClientClosed, nil
+	var e encoder
+	buf := make([]byte, 0, maxLine)
+	for b.Loop() {
+		r.Time = r.Time.Add(10 * time.Microsecond)
+		buf = e.appendJSON(buf[:0], &r)
 	}
 }
