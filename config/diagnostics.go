@@ -302,6 +302,7 @@ func (l *lineIndex) snippet(r hcl.Range, width int) (code, mark string, ok bool)
 		for hi < len(line) && !utf8.RuneStart(line[hi]) {
 			hi++
 		}
+		hi = max(hi, from) // lo may have moved far through bytes that are no text
 		to = min(to, hi)
 	}
 	var head, tail string
