@@ -38,7 +38,7 @@ func (x *exchange) http(host string) error {
 	if err != nil {
 		return x.badResponse(err, limited)
 	}
-	defer x.drain(limited)
+	defer x.drain(resp.Body, limited)
 	if !statusWanted(o.ExpectStatus, resp.StatusCode) {
 		return fmt.Errorf("status %d, want %s", resp.StatusCode, statusText(o.ExpectStatus))
 	}
@@ -91,11 +91,11 @@ func (x *exchange) badResponse(err error, limited *io.LimitedReader) error {
 	return fmt.Errorf("the response is not valid HTTP/1.1: %w", err)
 }
 
-// drain reads what is left of a short response.
-func (x *exchange) drain(limited *io.LimitedReader) {
+// drain reads what is left of a short body.
+func (x *exchange) drain(body io.Reader, limited *io.LimitedReader) {
 	x.conn.SetReadDeadline(time.Now().Add(drainTime))
 	limited.N = maxRead
-	io.Copy(io.Discard, limited)
+	io.Copy(io.Discard, body)
 }
 
 func statusWanted(ranges []StatusRange, status int) bool {

@@ -20,6 +20,10 @@ const (
 	crowd       = 32
 	crowdSpread = time.Second
 
+	// tick is the least time between two looks at the queue. What falls due
+	// within it starts together: waking up costs more than starting a probe.
+	tick = 10 * time.Millisecond
+
 	// unresolvedPause is the time until a server that has no address yet is
 	// asked for it again, at most.
 	unresolvedPause = time.Second
@@ -109,7 +113,7 @@ func (s *Scheduler) startDue() time.Duration {
 	for len(s.queue) > 0 && s.inFlight < MaxProbes {
 		c := s.queue[0]
 		if wait := c.due.Sub(now); wait > 0 {
-			return wait
+			return max(wait, tick)
 		}
 		heap.Pop(&s.queue)
 		ctx, cancel := context.WithTimeout(s.ctx, c.opts.Timeout)
