@@ -90,7 +90,7 @@ upstream "app" {
 	}
 	for _, want := range []string{
 		"bad.hcl:2", "adress", "\"address\"", // the nearest spelling
-		"bad.hcl:3", "upstream.app",
+		"bad.hcl:3", "\"app\"",
 		"bad.hcl:4", "soon",
 		"bad.hcl:7", "roundrobin", "round_robin", "least_conn", // what is allowed
 		"bad.hcl:8", "has no port",
@@ -191,7 +191,7 @@ func TestCommandReload(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	p.write(strings.Replace(good, "upstream.app", "upstream.apq", 1))
-	p.Expect("(?i)reload|configuration")
+	p.Expect("edge.hcl|reload failed")
 	code, out, errs := Run(t, "reload", "--admin", admin)
 	if code != 1 || !strings.Contains(out+errs, "apq") {
 		t.Errorf("of a broken file: exit code %d, %q, %q", code, out, errs)

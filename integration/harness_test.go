@@ -164,7 +164,24 @@ func Run(t testing.TB, args ...string) (code int, stdout, stderr string) {
 	return run(t, &setup{}, args...)
 }
 
+// usage is what a run of the program took.
+type usage struct {
+	cpu    time.Duration
+	memory int64 // bytes resident at the peak
+}
+
 func run(t testing.TB, s *setup, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	code, stdout, stderr, _ = runAs(t, s, args...)
+	return code, stdout, stderr
+}
+
+func runMeasured(t testing.TB, args ...string) (code int, stdout, stderr string, used usage) {
+	t.Helper()
+	return runAs(t, &setup{}, args...)
+}
+
+func runAs(t testing.TB, s *setup, args ...string) (code int, stdout, stderr string, used usage) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
@@ -180,7 +197,12 @@ func run(t testing.TB, s *setup, args ...string) (code int, stdout, stderr strin
 	if bad := crashLine(errs.String()); bad != "" {
 		t.Errorf("edgeproxy %s: %s", strings.Join(args, " "), bad)
 	}
-	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
+	state := cmd.ProcessState
+	used.cpu = state.UserTime() + state.SystemTime()
+	if r, ok := state.SysUsage().(*syscall.Rusage); ok {
+		used.memory = r.Maxrss << 10
+	}
+	return state.ExitCode(), out.String(), errs.String(), used
 }
 
 // shortTempDir is a temporary directory whose sockets fit into sockaddr_un,
@@ -310,7 +332,7 @@ func (p *Proxy) Reload(body string) {
 func (p *Proxy) ReloadFails(body string) string {
 	p.t.Helper()
 	from := len(p.Log())
-	p.Expect(`(?i)reload|configuration`)
+	p.Expect(`edge\.hcl|reload failed`)
 	p.write(body)
 	p.SignalReload()
 	if v := p.Metrics().Sum("edgeproxy_config_last_reload_successful"); v != 0 {
