@@ -160,56 +160,67 @@ func (p *random) drawOther(a uint32) uint32 {
 const filteredTries = 16
 
 func (p *random) pickFiltered(f Filter) int {
-	a, ok := uint32(0), false
+	a := none
 	for range filteredTries {
-		if a = p.draw(); !f.Skip(int(p.table[a].index)) {
-			ok = true
+		if x := p.draw(); !f.Skip(int(p.table[x].index)) {
+			a = x
 			break
 		}
 	}
-	if ok && len(p.table) == 1 {
-		return int(p.table[a].index)
-	}
-	if ok {
+	if a != none {
+		if len(p.table) == 1 {
+			return int(p.table[a].index)
+		}
 		for range filteredTries {
 			if b := p.drawOther(a); !f.Skip(int(p.table[b].index)) {
 				return p.better(a, b)
 			}
 		}
 	}
-	return p.pickScanning(f)
+	return p.pickScanning(f, a)
 }
 
-// pickScanning draws two of the members that are not skipped by looking at all.
-func (p *random) pickScanning(f Filter) int {
-	const none = ^uint32(0)
-	total := uint32(0)
-	for i := range p.table {
-		if e := &p.table[i]; !f.Skip(int(e.index)) {
-			total += e.weight
+// none stands for no place in the table.
+const none = ^uint32(0)
+
+// pickScanning draws by looking at all members which are not skipped. A first
+// draw a is kept: drawing again where a second one is hard to find would give
+// more to members beside which it is easy, the light ones.
+func (p *random) pickScanning(f Filter, a uint32) int {
+	r := p.rng.next()
+	if a == none {
+		total := p.weightOf(f, none)
+		if total == 0 {
+			return -1
+		}
+		if a = p.find(f, below(uint32(r), total), none); a == none {
+			return -1
 		}
 	}
-	if total == 0 {
-		return -1
-	}
-	r := p.rng.next()
-	a := p.find(f, below(uint32(r), total), none)
-	if a == none {
-		return -1
-	}
-	if w := p.table[a].weight; total > w {
-		if b := p.find(f, below(uint32(r>>32), total-w), a); b != none {
+	if total := p.weightOf(f, a); total > 0 {
+		if b := p.find(f, below(uint32(r>>32), total), a); b != none {
 			return p.better(a, b)
 		}
 	}
 	return int(p.table[a].index)
 }
 
+// weightOf sums up the members that are neither skipped nor except.
+func (p *random) weightOf(f Filter, except uint32) uint32 {
+	total := uint32(0)
+	for i := range p.table {
+		if e := &p.table[i]; uint32(i) != except && !f.Skip(int(e.index)) {
+			total += e.weight
+		}
+	}
+	return total
+}
+
 // find returns the place of x on the line of the weights of all members that
 // are neither skipped nor except. The line may have become shorter since it
 // was measured, as a filter may look at the loads; its last member then is it.
 func (p *random) find(f Filter, x, except uint32) uint32 {
-	last := ^uint32(0)
+	last := none
 	for i := range p.table {
 		e := &p.table[i]
 		if uint32(i) == except || f.Skip(int(e.index)) {

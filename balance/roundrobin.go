@@ -12,7 +12,6 @@ type roundRobin struct {
 	due     minTree  // deadlines of the groups; none for a single group
 	members []uint32 // indexes, group after group
 	rest    *random  // draws when nearly all members are skipped
-	inARow  int      // turns that may hit skipped members before rest draws
 }
 
 type group struct {
@@ -28,7 +27,7 @@ const round = 1 << 52
 const dueLimit = 1 << 63
 
 func newRoundRobin(members []Member, r *rng) *roundRobin {
-	p := &roundRobin{inARow: 2 * filteredTries, rest: newRandom(members, *r)}
+	p := &roundRobin{rest: newRandom(members, *r)}
 	var count [MaxWeight + 1]uint32
 	for _, m := range members {
 		count[m.weight()]++
@@ -74,12 +73,12 @@ func (p *roundRobin) Pick(f Filter) int {
 		return int(p.turn())
 	}
 	// A skipped member uses up its turn, so that the others keep their shares.
-	for range min(p.inARow, 4*len(p.members)) {
+	for range 2 * filteredTries {
 		if i := int(p.turn()); !f.Skip(i) {
 			return i
 		}
 	}
-	return p.rest.pickScanning(f)
+	return p.rest.pickScanning(f, none)
 }
 
 // turn returns the member whose turn it is.
