@@ -94,7 +94,7 @@ func (l *loader) route(r *routeNode, used map[string]bool) listener.RouteOptions
 	ways := btoi(r.has("upstream")) + btoi(len(r.splits) > 0) + btoi(r.reject)
 	switch {
 	case r.partial:
-	case ways == 0:
+	case ways == 0 && !r.bad:
 		l.d.errorf(r.header, "Write one of: upstream = upstream.NAME, split { … } blocks, reject = true.",
 			"route %q does not say where its sessions go", r.name)
 	case ways > 1:

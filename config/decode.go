@@ -89,12 +89,15 @@ func (l *loader) decode(b *block, hb topBlock, n node, dst any) {
 		v, ok := l.eval(at.Expr, hb.ctx)
 		switch {
 		case !ok:
+			n.bad = true
 		case v.IsNull(): // as if it were not there
 			if delete(n.attrs, a.name); a.required {
 				l.d.errorf(at.Expr.Range(), "", "%s has no %s: the value is null", b.title(n.name), a.name)
 			}
 		default:
-			a.set(dst, &value{v: v, expr: at.Expr, b: b, a: a, d: l.d})
+			if !a.set(dst, &value{v: v, expr: at.Expr, a: a, d: l.d}) {
+				n.bad = true
+			}
 		}
 	}
 	if d, ok := dst.(interface{ self() *node }); ok {

@@ -211,6 +211,11 @@ func (l *loader) explainOne(x *hcl.Diagnostic, expr hcl.Expression) *hcl.Diagnos
 			}
 		}
 	}
+	// HCL's summaries are titles; where the detail is a single sentence it
+	// says more, and fits in the one line of a log.
+	if s := strings.TrimSuffix(y.Detail, "."); y.Detail != "" && len(s) < 120 && !strings.Contains(s, ". ") {
+		y.Summary, y.Detail = s, ""
+	}
 	y.Summary = lowerFirst(y.Summary)
 	return &y
 }

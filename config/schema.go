@@ -61,6 +61,7 @@ type node struct {
 	header    hcl.Range
 	nameRange hcl.Range
 	attrs     hcl.Attributes
+	bad       bool // an attribute has no usable value, which has been said
 	partial   bool // part of the body could not be read: do not complain about what is missing
 }
 

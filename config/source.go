@@ -127,7 +127,10 @@ func parse(f File, d *Diagnostics, spent *budget) *source {
 		}
 		s.dynamic = bytes.Contains(src, []byte("dynamic"))
 		file, diags := hcljson.Parse(src, f.Name)
-		d.add(diags...)
+		if len(diags) > 1 {
+			diags = diags[:1] // what follows is the parser's confusion
+		}
+		d.add(withoutNoise(diags)...)
 		if diags.HasErrors() || file == nil {
 			return nil
 		}
@@ -140,12 +143,10 @@ func parse(f File, d *Diagnostics, spent *budget) *source {
 	}
 	s.dynamic = facts.dynamic
 	file, diags := hclsyntax.ParseConfig(src, f.Name, hcl.InitialPos)
+	diags = withoutNoise(diags)
 	d.add(diags...)
 	if file == nil {
 		return nil
-	}
-	for _, x := range diags {
-		x.Summary = lowerFirst(x.Summary)
 	}
 	body := file.Body.(*hclsyntax.Body)
 	if diags.HasErrors() {
@@ -158,6 +159,18 @@ func parse(f File, d *Diagnostics, spent *budget) *source {
 	}
 	s.body = body
 	return s
+}
+
+// withoutNoise keeps the first of the errors that one missing quote leaves on
+// every line behind it.
+func withoutNoise(diags hcl.Diagnostics) hcl.Diagnostics {
+	openString := false
+	return slices.DeleteFunc(diags, func(x *hcl.Diagnostic) bool {
+		x.Summary = lowerFirst(x.Summary)
+		first := !openString && x.Summary == "invalid multi-line string"
+		openString = openString || first
+		return openString && !first && (x.Summary == "invalid multi-line string" || x.Summary == "unterminated template string")
+	})
 }
 
 // markHurt notes the blocks around a syntax error: what the parser made of

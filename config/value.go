@@ -14,7 +14,6 @@ import (
 type value struct {
 	v    cty.Value
 	expr hcl.Expression
-	b    *block
 	a    *attr
 	d    *Diagnostics
 }

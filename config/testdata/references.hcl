@@ -43,5 +43,5 @@ upstream "api-v2" {
 
 upstream "other" {
   server "a" { address = "${local.none}:80" }
-  source = upper(1, 2) # error: too many function arguments
+  source = upper(1, 2) # error: function "upper" expects only 1 argument
 }
