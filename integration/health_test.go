@@ -102,7 +102,7 @@ func TestHealthHTTP(t *testing.T) {
 		repair func()
 	}{
 		{"status 500", func() { a.status.Store(500) }, func() { a.status.Store(200) }},
-		{"redirect", func() { a.status.Store(302) }, func() { a.status.Store(204) }},
+		{"redirect", func() { a.status.Store(302) }, func() { a.status.Store(201) }},
 		{"wrong body", func() { a.body.Store("no") }, func() { a.body.Store("all is ok") }},
 		{"gone", a.Stop, a.Restart},
 	} {

@@ -33,7 +33,7 @@ func TestStartFailures(t *testing.T) {
 		"port in use":            {body(taken.Addr()), []string{`"edge"`, taken.Addr(), "address already in use", "ss -"}, nil},
 		"second of two in use":   {strings.Replace(body("127.0.0.1:0"), `"127.0.0.1:0"`, fmt.Sprintf(`["127.0.0.1:0", %q]`, taken.Addr()), 1), []string{`"edge"`, taken.Addr()}, nil},
 		"address of another":     {body("192.0.2.77:8080"), []string{`"edge"`, "192.0.2.77:8080", "cannot assign"}, nil},
-		"missing unix folder":    {body("unix:" + dir + "/none/e.sock"), []string{`"edge"`, dir + "/none", "mkdir"}, nil},
+		"missing unix folder":    {body("unix:" + dir + "/none/e.sock"), []string{`"edge"`, "create the folder " + dir + "/none"}, nil},
 		"a file, not a socket":   {body("unix:" + file), []string{`"edge"`, file}, nil},
 		"folder not writable":    {body("unix:" + readOnly + "/e.sock"), []string{`"edge"`, readOnly, "permission denied"}, []Option{asNobody}},
 		"access log not there":   {body("127.0.0.1:0") + fmt.Sprintf("access_log { output = %q }\n", dir+"/none/access.log"), []string{dir + "/none"}, nil},
