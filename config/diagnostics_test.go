@@ -65,8 +65,8 @@ func TestWriteHostile(t *testing.T) {
 		"log { level = \"\\u001b]0;title\\u0007\" }",
 		"# \x1b[2J\nx = 1 # \x1b[2J \x9b",
 		"x\x1b = 1",
-		"log { level = \"" + strings.Repeat("ä", 1<<20) + "\" }",
-		strings.Repeat(" ", 1<<20) + "x = 1" + strings.Repeat(" ", 1<<20),
+		"log { level = \"" + strings.Repeat("ä", 1<<17) + "\" }",
+		strings.Repeat(" ", 1<<17) + "x = 1" + strings.Repeat(" ", 1<<17),
 		"x = <<E\n" + strings.Repeat("é", 1000) + "\nE\n",
 	} {
 		_, diags := parseText(t, src)
