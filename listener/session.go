@@ -275,7 +275,7 @@ func (s *session) log(log AccessLogger, e End, err error, tried *upstream.Server
 	*r = Record{
 		Time: time.Now(), ID: s.id, Listener: s.a.ln.name, Source: s.source, Destination: s.local(),
 		BytesIn: s.relay.BytesIn(), BytesOut: s.relay.BytesOut(), Duration: time.Duration(w.loop.NowExact() - s.begun),
-		Connect: s.connect, Retries: int(s.retries), End: e, Phase: s.phase, Err: err,
+		Connect: s.connect, Retries: int(s.retries), End: e, Phase: s.phase, Err: err, Loop: w.loop.Index,
 	}
 	if !r.Destination.IsValid() {
 		r.DestUnix = s.a.socket.bound

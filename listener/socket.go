@@ -18,12 +18,13 @@ import (
 // descriptor, and so a queue, of its own; a unix or inherited socket is one
 // that all loops watch, each through a duplicate.
 type socket struct {
-	addr   Address
-	bound  string         // what it is really bound to
-	local  netip.AddrPort // likewise; invalid for unix sockets
-	fds    []int          // one per loop; the loops' once they are registered
-	shared bool
-	file   string // unix socket file to be removed
+	addr    Address
+	bound   string         // what it is really bound to
+	local   netip.AddrPort // likewise; invalid for unix sockets
+	fds     []int          // one per loop; the loops' once they are registered
+	shared  bool
+	steered bool   // the program of [Steering] chooses the loop
+	file    string // unix socket file to be removed
 }
 
 // open listens on one address, for n loops.
