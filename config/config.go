@@ -28,6 +28,7 @@ type Process struct {
 	PinCPUs         bool          // each loop stays on one CPU
 	MaxConnections  int           // sessions at one time; 0: what the descriptor limit allows
 	User            string        // privileges are dropped to this user after binding; "": none are
+	Steering        string        // auto, off; "": auto
 	ShutdownTimeout time.Duration // SIGTERM to the end of the last session; 0: DefaultShutdownTimeout
 }
 

@@ -54,6 +54,12 @@ var processBlock = &block{
 			binding: to(userName(), func(p *Process) *string { return &p.User }),
 		},
 		{
+			name: "steering", def: `"auto"`, example: `"auto"`,
+			doc: "A BPF program gives each new connection to the loop that has the fewest, where the process may load one " +
+				"(`CAP_BPF`, or root). With `off`, and without the right, the kernel's hash of the addresses decides.",
+			binding: to(words("auto", "off"), func(p *Process) *string { return &p.Steering }),
+		},
+		{
 			name: "shutdown_timeout", def: `"30s"`, example: `"30s"`,
 			doc:     "From SIGTERM until sessions that still live are closed with `drained`.",
 			binding: to(duration(time.Millisecond, 30*24*time.Hour, false), func(p *Process) *time.Duration { return &p.ShutdownTimeout }),

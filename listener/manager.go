@@ -25,8 +25,9 @@ type Events interface {
 // Env is what all listeners of the process share.
 type Env struct {
 	Loops          []*reactor.Loop
-	MaxConnections int64 // sessions at one time, > 0
-	MaxPipes       int   // that one loop may hold at one time
+	MaxConnections int64     // sessions at one time, > 0
+	MaxPipes       int       // that one loop may hold at one time
+	Steering       *Steering // chooses the loop of a new connection; nil: the kernel's hash does
 	Inherited      func(name string) []*os.File
 	Events         Events
 }
@@ -57,6 +58,7 @@ func NewManager(env Env) *Manager {
 	m.max.Store(env.MaxConnections)
 	for _, l := range env.Loops {
 		w := newWorker(m, l, env.MaxPipes)
+		w.tally.lane = env.Steering.lane(l.Index)
 		m.workers = append(m.workers, w)
 		l.Do(func() { w.loop.StartTimer(&w.tidy, tidyEvery) })
 	}
@@ -158,6 +160,7 @@ func (m *Manager) Prepare(opts []Options, groups func(name string) *upstream.Gro
 				continue
 			}
 			for _, s := range socks {
+				m.env.Steering.attach(s)
 				u := &use{s, ln}
 				p.opened = append(p.opened, u)
 				p.sockets[key] = append(p.sockets[key], u)

@@ -49,6 +49,7 @@ func (w *worker) begin(a *acceptor, fd int, source netip.AddrPort) {
 	c.sessions.Add(1)
 	ln.active.Add(1)
 	w.loop.AddSession(1)
+	w.tally.begin(a.socket.steered)
 	w.ids++
 	s := w.newSession()
 	s.a, s.table, s.id, s.begun, s.source = a, ln.table.Load(), w.ids, w.loop.Now(), source
@@ -262,6 +263,7 @@ func (s *session) endAt(e End, err error, tried *upstream.Server) {
 	c.ended.Add(1)
 	ln.active.Add(-1)
 	w.loop.AddSession(-1)
+	w.tally.end()
 	w.m.unreserve()
 	s.id, s.tuned, s.retries, s.connect = 0, false, 0, 0
 	s.table, s.group, s.a = nil, nil, nil

@@ -34,6 +34,7 @@ type worker struct {
 	engine    *splice.Engine
 	dialer    upstream.Dialer
 	rnd       *rand.Rand
+	tally     tally
 	acceptors []*acceptor
 	paused    bool
 	resume    reactor.Timer
@@ -65,6 +66,7 @@ func (r *resumer) Expired(*reactor.Timer) { (*worker)(r).resumeAccepting() }
 
 func (t *tidier) Expired(*reactor.Timer) {
 	t.engine.Tidy()
+	t.tally.settle(t.paused)
 	t.loop.StartTimer(&t.tidy, tidyEvery)
 }
 
@@ -160,6 +162,7 @@ func (a *acceptor) Ready(reactor.Events) {
 	if n == a.burst {
 		a.burst = min(a.burst*2, acceptBurst)
 	} else {
+		a.w.tally.drained()
 		a.burst = max(n, 1)
 	}
 }

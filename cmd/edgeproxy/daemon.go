@@ -39,6 +39,7 @@ type daemon struct {
 	running   sync.WaitGroup // loops
 	checks    *health.Scheduler
 	upEnv     *upstream.Env
+	steering  *listener.Steering // nil: the kernel spreads connections over the loops
 	manager   *listener.Manager
 	admin     *admin.Server
 	limits    descriptors
@@ -107,8 +108,10 @@ func (d *daemon) start(cfg *config.Config) (err error) {
 	}
 	d.checks = health.NewScheduler()
 	d.upEnv = &upstream.Env{Loops: workers, Checks: d.checks, Events: d}
+	d.steer(cfg)
 	d.manager = listener.NewManager(listener.Env{
 		Loops: d.loops, MaxConnections: d.limits.connections, MaxPipes: d.limits.pipes, Inherited: inherited, Events: d,
+		Steering: d.steering,
 	})
 	p, err := d.prepare(cfg)
 	if err != nil {
@@ -118,6 +121,7 @@ func (d *daemon) start(cfg *config.Config) (err error) {
 		p.discard()
 		return err
 	}
+	dropBPF()
 	p.commit()
 	d.reloadOK.Store(true)
 	d.reloadAt.Store(time.Now().UnixNano())
@@ -175,6 +179,7 @@ func (d *daemon) close() error {
 		l.Post(l.Stop)
 	}
 	d.running.Wait()
+	d.steering.Close()
 	d.removePID()
 	return errors.Join(d.access.Close(), d.logger.Close())
 }

@@ -135,12 +135,14 @@ func (d *daemon) explainUnchanged(cfg *config.Config) {
 		{"workers", cfg.Process.Workers != now.Workers},
 		{"pin_cpus", cfg.Process.PinCPUs != now.PinCPUs},
 		{"user", cfg.Process.User != now.User},
+		{"steering", cfg.Process.Steering != now.Steering},
 	} {
 		if c.differs {
 			d.log.Warn(fmt.Sprintf("process.%s has changed: restart edgeproxy to put that into effect", c.name))
 		}
 	}
 	cfg.Process.Workers, cfg.Process.PinCPUs, cfg.Process.User = now.Workers, now.PinCPUs, now.User
+	cfg.Process.Steering = now.Steering
 	if limits, err := descriptorLimits(len(d.loops), cfg); err == nil {
 		d.manager.SetMaxConnections(limits.connections)
 	}
