@@ -50,6 +50,7 @@ var trees = []string{"integration/bench"}
 // narrow ones keep their subject in one place: HCL is known to config,
 // Prometheus to the admin server, raw system calls to those that own sockets, or descriptors of logs.
 var foreign = map[string][]string{
+	"github.com/cilium/ebpf":            {"listener"},
 	"github.com/coreos/go-systemd/v22":  {"internal/sdnotify"},
 	"github.com/agext/levenshtein":      {"cmd/edgeproxy"},
 	"github.com/apparentlymart/go-cidr": {"config"},
