@@ -57,8 +57,9 @@ type Picker interface {
 	// skipped or there is none. A nil filter skips nothing. The caller adds
 	// one to the chosen member's load.
 	//
-	// Its cost does not grow with the number of members, except that a filter
-	// which skips nearly all of them makes it look at each.
+	// Its cost does not depend on the number of members, or as its logarithm
+	// for LeastConn, except that a filter which skips nearly all of them makes
+	// it look at each.
 	Pick(f Filter) int
 }
 

@@ -27,11 +27,12 @@ import "sync/atomic"
 // with every session it gets, and the earliest is first. This decides for
 // all sessions when they are too short to overlap.
 type leastConn struct {
-	seats []seat
-	tree  minTree
-	next  uint32 // seat to be looked at next
-	last  int32  // seat of the last pick, whose load is about to rise; -1: none
-	clock uint32 // virtual time of the last pick
+	seats    []seat
+	tree     minTree
+	leafBits uint8
+	next     int    // seat to be looked at next
+	last     int    // seat of the last pick, whose load is about to rise; -1: none
+	clock    uint32 // virtual time of the last pick
 }
 
 // looks is the number of members each pick looks at in turn.
@@ -45,14 +46,15 @@ type seat struct {
 	weight uint32
 }
 
-// A key is the load per weight, in units that tell any two apart, then the
-// virtual time. A turn of weight 1 is tick long.
+// A key is the load per weight in units of 1/65536, which tell any two apart,
+// then the virtual time, then the seat. A turn of weight 1 is tick long.
 const (
-	timeBits = 24
-	maxTime  = 1 << timeBits
-	tick     = 1 << 16
-	maxLoad  = 1<<24 - 1
-	parked   = -1
+	loadFraction = 16
+	timeBits     = 14
+	maxTime      = 1 << timeBits
+	tick         = 1 << 12
+	maxLoad      = 1<<31 - 1
+	parked       = -1
 )
 
 func newLeastConn(members []Member, r *rng) *leastConn {
@@ -64,7 +66,8 @@ func newLeastConn(members []Member, r *rng) *leastConn {
 	}
 	if len(p.seats) > 0 {
 		p.tree = newMinTree(len(p.seats))
-		p.next = below(uint32(r.next()), uint32(len(p.seats)))
+		p.leafBits = uint8(leafBits(len(p.seats)))
+		p.next = int(below(uint32(r.next()), uint32(len(p.seats))))
 		p.rank(nil)
 	}
 	return p
@@ -72,59 +75,66 @@ func newLeastConn(members []Member, r *rng) *leastConn {
 
 func (s *seat) look() int32 { return int32(min(max(s.load.Load(), 0), maxLoad)) }
 
-// key of a seat that is not parked.
-func (s *seat) key() uint64 {
-	return uint64(s.seen)<<16/uint64(s.weight)<<timeBits | uint64(s.time)
+// key ranks seat i, which is not parked. Among 10 000 members, all loads per
+// weight from 2²⁰ on are the same to it, among ten from 2³⁰ on.
+func (p *leastConn) key(i int) uint64 {
+	s := &p.seats[i]
+	ratio := min(uint64(s.seen)<<loadFraction/uint64(s.weight), 1<<(64-timeBits-p.leafBits)-2)
+	return (ratio<<timeBits|uint64(s.time))<<p.leafBits | uint64(i)
 }
+
+// first is the seat with the least key.
+func (p *leastConn) first() int { return int(p.tree.min() & (1<<p.leafBits - 1)) }
 
 func (p *leastConn) Pick(f Filter) int {
 	if len(p.seats) == 0 {
 		return -1
 	}
 	if p.last >= 0 {
-		s := &p.seats[p.last]
-		s.seen = s.look()
-		p.tree.set(uint32(p.last), s.key())
+		p.seats[p.last].seen = p.seats[p.last].look()
+		p.tree.set(p.last, p.key(p.last))
 		p.last = -1
+	}
+	if p.tree.min() != noKey {
+		p.seats[p.first()].look() // has its load on the way while others are looked at
 	}
 	p.lookAround()
 	for range 64 + len(p.seats)/looks {
-		first := p.tree.min()
-		if first.key == noKey {
+		if p.tree.min() == noKey {
 			break
 		}
-		s := &p.seats[first.leaf]
+		i := p.first()
+		s := &p.seats[i]
 		if now := s.look(); now > s.seen {
 			s.seen = now
-			p.tree.set(first.leaf, s.key())
+			p.tree.set(i, p.key(i))
 			continue
 		}
 		if f != nil && f.Skip(int(s.index)) {
 			s.seen = parked
-			p.tree.set(first.leaf, noKey)
+			p.tree.set(i, noKey)
 			continue
 		}
-		return p.take(first.leaf)
+		return p.take(i)
 	}
 	// Nearly all that is known is out of date, or skipped.
 	p.rank(f)
-	if first := p.tree.min(); first.key != noKey {
-		return p.take(first.leaf)
+	if p.tree.min() == noKey {
+		return -1
 	}
-	return -1
+	return p.take(p.first())
 }
 
 // lookAround sees to it that no member goes unseen for long.
 func (p *leastConn) lookAround() {
-	n := uint32(len(p.seats))
 	i := p.next
-	for range min(looks, n) {
+	for range min(looks, len(p.seats)) {
 		s := &p.seats[i]
 		if now := s.look(); now != s.seen {
 			s.seen = now
-			p.tree.set(i, s.key())
+			p.tree.set(i, p.key(i))
 		}
-		if i++; i == n {
+		if i++; i == len(p.seats) {
 			i = 0
 		}
 	}
@@ -133,14 +143,14 @@ func (p *leastConn) lookAround() {
 
 // take advances the member's virtual time, from now if it has been left
 // behind: having been busy entitles to no burst of turns later.
-func (p *leastConn) take(leaf uint32) int {
-	s := &p.seats[leaf]
+func (p *leastConn) take(i int) int {
+	s := &p.seats[i]
 	s.time = max(s.time, p.clock)
 	p.clock = s.time
 	if s.time += tick / s.weight; s.time >= maxTime {
 		p.setBack()
 	}
-	p.last = int32(leaf)
+	p.last = i
 	return int(s.index)
 }
 
@@ -150,11 +160,11 @@ func (p *leastConn) rank(f Filter) {
 		s := &p.seats[i]
 		if f != nil && f.Skip(int(s.index)) {
 			s.seen = parked
-			p.tree.leaf(uint32(i)).key = noKey
+			*p.tree.leaf(i) = noKey
 			continue
 		}
 		s.seen = s.look()
-		p.tree.leaf(uint32(i)).key = s.key()
+		*p.tree.leaf(i) = p.key(i)
 	}
 	p.tree.rebuild()
 }
@@ -166,7 +176,7 @@ func (p *leastConn) setBack() {
 		s := &p.seats[i]
 		s.time -= min(s.time, p.clock)
 		if s.seen != parked {
-			p.tree.leaf(uint32(i)).key = s.key()
+			*p.tree.leaf(i) = p.key(i)
 		}
 	}
 	p.tree.rebuild()

@@ -19,12 +19,19 @@ type group struct {
 	from, to, pos uint32 // in members
 }
 
-// round is the time in which each group has as many turns as its weight. It
-// is large for the sake of exact periods: the smallest one is about 2³¹.
-const round = 1 << 52
+const (
+	// groupBits is the part of a key that is the group's number.
+	groupBits = 8
 
-// dueLimit is the deadline from which on all are set back, to stay below noKey.
-const dueLimit = 1 << 63
+	// round is the time in which each group has as many turns as its weight.
+	// It is large for the sake of exact periods: even the one of 10 000 members
+	// of MaxWeight is above 2²².
+	round = 1 << 44
+
+	// dueLimit is the key from which on all deadlines are set back, to stay
+	// below noKey.
+	dueLimit = 1 << 63
+)
 
 func newRoundRobin(members []Member, r *rng) *roundRobin {
 	p := &roundRobin{rest: newRandom(members, *r)}
@@ -58,7 +65,7 @@ func newRoundRobin(members []Member, r *rng) *roundRobin {
 	if len(p.groups) > 1 {
 		p.due = newMinTree(len(p.groups))
 		for i, g := range p.groups {
-			p.due.leaf(uint32(i)).key = r.next() % g.period
+			*p.due.leaf(i) = r.next()%g.period<<groupBits | uint64(i)
 		}
 		p.due.rebuild()
 	}
@@ -86,12 +93,13 @@ func (p *roundRobin) turn() uint32 {
 	g := &p.groups[0]
 	if p.due != nil {
 		first := p.due.min()
-		g = &p.groups[first.leaf]
-		if first.key >= dueLimit {
+		if first >= dueLimit {
 			p.setBack()
 			first = p.due.min()
 		}
-		p.due.set(first.leaf, first.key+g.period)
+		i := int(first % (1 << groupBits))
+		g = &p.groups[i]
+		p.due.set(i, first+g.period<<groupBits)
 	}
 	i := p.members[g.pos]
 	if g.pos++; g.pos == g.to {
@@ -102,9 +110,9 @@ func (p *roundRobin) turn() uint32 {
 
 // setBack makes the earliest deadline 0, about once in 2048 rounds.
 func (p *roundRobin) setBack() {
-	earliest := p.due.min().key
+	earliest := p.due.min() >> groupBits << groupBits
 	for i := range p.groups {
-		p.due.leaf(uint32(i)).key -= earliest
+		*p.due.leaf(i) -= earliest
 	}
 	p.due.rebuild()
 }
