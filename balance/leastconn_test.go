@@ -70,10 +70,10 @@ func TestLeastConnSeesLoadsFall(t *testing.T) {
 			_, members := fleet(n, w.weight)
 			p := New(LeastConn, members, 1)
 			window := (n + looks - 1) / looks
-			history := make([][]int64, 0, 3000) // loads at each pick
+			history := make([][]int64, 0, 800) // loads at each pick
 			f := make(skipSet, n)
 			skipped := make([]int, n) // last pick at which the filter skipped it
-			for k := range 3000 {
+			for k := range 800 {
 				for range r.next() % 8 {
 					members[r.next()%uint64(n)].Load.Store(int64(r.next() % 20))
 				}
