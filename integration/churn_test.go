@@ -117,10 +117,10 @@ func TestServerKilledAndRestarted(t *testing.T) {
 // right end for each session, and nothing left.
 func TestFaultsMixed(t *testing.T) {
 	t.Parallel()
-	done := neverReads(t)
+	stuck, _ := ServeNeverReading(t, "tcp", "127.0.0.1:0")
 	s := []string{
 		Serve(t, resetAtOnce).Addr(), Serve(t, sendAndClose("bye")).Addr(), Refused(t),
-		Serve(t, lines("good", 0)).Addr(), Serve(t, done).Addr(), Hanging(t),
+		Serve(t, lines("good", 0)).Addr(), stuck.Addr(), Hanging(t),
 	}
 	p := Start(t, oneUpstream("timeouts {\n idle = \"1s\"\n half_close = \"500ms\"\n }", "balance = \"round_robin\"\n connect_timeout = \"200ms\"\n retries = 1", s...))
 	addr := p.Addr("edge")

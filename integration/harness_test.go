@@ -75,10 +75,12 @@ func WithSocket(name string, f *os.File) Option {
 	}
 }
 
+var nobody = &syscall.Credential{Uid: 65534, Gid: 65534}
+
 // asNobody runs the program without any privilege.
 func asNobody(s *setup) {
 	if os.Geteuid() == 0 {
-		s.user = &syscall.Credential{Uid: 65534, Gid: 65534}
+		s.user = nobody
 	}
 }
 
@@ -108,6 +110,9 @@ admin { address = %q }
 	p.write(body)
 	p.note = newNotifySocket(t, p.path("notify.sock"))
 	p.admin = adminClient(p.path("admin.sock"))
+	if s.user != nil {
+		p.giveTo(s.user)
+	}
 
 	errors, err := os.Create(p.path("stderr"))
 	if err != nil {
@@ -128,6 +133,14 @@ admin { address = %q }
 	p.awaitReady()
 	p.base = p.footprint()
 	return p
+}
+
+// giveTo lets another user run the program in the test's folder.
+func (p *Proxy) giveTo(user *syscall.Credential) {
+	p.t.Helper()
+	if err := errors.Join(os.Chown(p.dir, int(user.Uid), int(user.Gid)), os.Chmod(p.path("notify.sock"), 0o777)); err != nil {
+		p.t.Fatal(err)
+	}
 }
 
 // command prepares a run of the program. Descriptor limits and systemd's

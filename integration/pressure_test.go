@@ -3,6 +3,7 @@ package integration
 import (
 	"fmt"
 	"net"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -13,7 +14,9 @@ import (
 // one that is read.
 func TestBackPressure(t *testing.T) {
 	const sessions, each = 1000, 1 << 20 // 1 GB in all
-	stuck := Serve(t, neverReads(t))
+	// Over a unix socket, as the kernel's buffers between two TCP sockets on
+	// one machine would take megabytes each before the proxy has to hold back.
+	stuck, release := ServeNeverReading(t, "unix", filepath.Join(shortTempDir(t), "stuck.sock"))
 	sink := Serve(t, discard)
 	p := Start(t, fmt.Sprintf(`
 listener "tcp" "edge" {
@@ -30,6 +33,9 @@ upstream "stuck" {
 upstream "free" {
   server "a" { address = %q }
 }`, stuck.Addr(), sink.Addr()))
+	// What the clients have sent is on its way when they close, so sessions
+	// end with the server.
+	t.Cleanup(release)
 	before := pss(t, p.Pid())
 	var senders sync.WaitGroup
 	t.Cleanup(senders.Wait)

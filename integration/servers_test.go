@@ -188,12 +188,15 @@ func lines(name string, delay time.Duration) func(Conn) {
 	}
 }
 
-// neverReads returns a handler that holds its connections without reading
-// from them until the test ends.
-func neverReads(t testing.TB) func(Conn) {
+// ServeNeverReading runs a server that holds its connections without reading
+// from them until release is called or the test ends.
+func ServeNeverReading(t testing.TB, network, address string) (s *Server, release func()) {
+	t.Helper()
 	done := make(chan struct{})
-	t.Cleanup(sync.OnceFunc(func() { close(done) }))
-	return func(Conn) { <-done }
+	s = ServeOn(t, network, address, func(Conn) { <-done })
+	release = sync.OnceFunc(func() { close(done) })
+	t.Cleanup(release)
+	return s, release
 }
 
 // Refused returns an address on which nothing listens and nobody else will.
