@@ -23,6 +23,8 @@ const (
 // and adds one to it. In C, with all loops looked at:
 //
 //	start = (u64)bpf_get_prandom_u32() * loops >> 32;
+//	if (not a SYN)
+//		return start;
 //	best = INT64_MAX;
 //	for (i = 0; i < loops; i++) {
 //		turn = i - start;
@@ -42,50 +44,103 @@ const (
 // Two CPUs that run it at one moment may choose the same loop; the next
 // connection makes up for it.
 func steerProgram(mapFD, loops, lanes int) asm.Instructions {
-	const (
-		base  = asm.R7
-		where = asm.R8 // the winner
-	)
-	p := asm.Instructions{asm.LoadMapValue(base, mapFD, 0)}
+	p := asm.Instructions{
+		asm.Mov.Reg(regPacket, asm.R1),
+		asm.FnGetPrandomU32.Call(),
+		asm.Mov.Reg32(regStart, asm.R0),
+		asm.Mul.Imm(regStart, int32(loops)),
+		asm.RSh.Imm(regStart, 32),
+	}
+	p = append(p, onlySYN()...)
+	p = append(p, asm.LoadMapValue(regLanes, mapFD, 0).WithSymbol("syn"))
 	if loops <= scanMax {
-		p = append(p, scan(base, where, loops)...)
+		p = append(p, scan(loops)...)
 	} else {
-		p = append(p, draw(base, where, loops, lanes)...)
+		p = append(p, draw(loops, lanes)...)
 	}
 	return append(p,
-		asm.Mov.Reg(asm.R0, where),
-		asm.And.Imm(where, int32(lanes-1)),
-		asm.Mul.Imm(where, laneSize),
-		asm.Add.Reg(base, where),
+		asm.Mov.Reg(asm.R0, regWinner),
+		asm.And.Imm(regWinner, int32(lanes-1)),
+		asm.Mul.Imm(regWinner, laneSize),
+		asm.Add.Reg(regLanes, regWinner),
 		asm.Mov.Imm(asm.R1, 1),
-		asm.AddAtomic.Mem(base, asm.R1, asm.DWord, steeredOff),
+		asm.AddAtomic.Mem(regLanes, asm.R1, asm.DWord, steeredOff),
 		asm.Return(),
 	)
 }
 
-func scan(base, where asm.Register, loops int) asm.Instructions {
+// Registers that calls preserve.
+const (
+	regStart  = asm.R6
+	regLanes  = asm.R7 // the lanes
+	regWinner = asm.R8
+	regPacket = asm.R9 // before the choice
+	regRandom = asm.R9 // while choosing
+)
+
+// onlySYN goes on at "syn" with what opens a connection, and returns a random
+// loop for what does not: the kernel also asks where to send the stray segments
+// of connections that are gone, such as a FIN that comes twice. The ACK that
+// brings back a SYN cookie is one of those too. Packets that it does not
+// understand (IPv4 options, IPv6 extension headers) pass for SYNs.
+func onlySYN() asm.Instructions {
+	const (
+		headerNet = 1 // BPF_HDR_START_NET: offsets count from the IP header
+		head      = 34
+		at        = -40 // on the stack
+		flagsV4   = 20 + 13
+		flagsV6   = 40 + 13
+		syn, ack  = 0x02, 0x10
+	)
+	load := func(off, n int32) asm.Instructions {
+		return asm.Instructions{
+			asm.Mov.Reg(asm.R1, regPacket),
+			asm.Mov.Imm(asm.R2, off),
+			asm.Mov.Reg(asm.R3, asm.RFP),
+			asm.Add.Imm(asm.R3, at),
+			asm.Mov.Imm(asm.R4, n),
+			asm.Mov.Imm(asm.R5, headerNet),
+			asm.FnSkbLoadBytesRelative.Call(),
+			asm.JNE.Imm(asm.R0, 0, "syn"),
+		}
+	}
+	p := append(load(0, head),
+		asm.LoadMem(asm.R1, asm.RFP, at, asm.Byte),
+		asm.JNE.Imm(asm.R1, 0x45, "v6"), // version 4, no options
+		asm.LoadMem(asm.R1, asm.RFP, at+flagsV4, asm.Byte),
+		asm.Ja.Label("flags"),
+		asm.RSh.Imm(asm.R1, 4).WithSymbol("v6"),
+		asm.JNE.Imm(asm.R1, 6, "syn"),
+		asm.LoadMem(asm.R1, asm.RFP, at+6, asm.Byte), // next header
+		asm.JNE.Imm(asm.R1, 6, "syn"),
+	)
+	p = append(p, load(flagsV6, 1)...)
+	return append(p,
+		asm.LoadMem(asm.R1, asm.RFP, at, asm.Byte),
+		asm.And.Imm(asm.R1, syn|ack).WithSymbol("flags"),
+		asm.JEq.Imm(asm.R1, syn, "syn"),
+		asm.Mov.Reg(asm.R0, regStart),
+		asm.Return(),
+	)
+}
+
+// scan looks at all loops.
+func scan(loops int) asm.Instructions {
 	const (
 		key, turn = asm.R1, asm.R2
-		start     = asm.R6
+		best      = regWinner
 	)
-	best := where
-	p := asm.Instructions{
-		asm.FnGetPrandomU32.Call(),
-		asm.Mov.Reg32(start, asm.R0),
-		asm.Mul.Imm(start, int32(loops)),
-		asm.RSh.Imm(start, 32),
-		asm.LoadImm(best, math.MaxInt64, asm.DWord),
-	}
+	p := asm.Instructions{asm.LoadImm(best, math.MaxInt64, asm.DWord)}
 	for i := range loops {
 		ahead, worse := fmt.Sprintf("ahead%d", i), fmt.Sprintf("worse%d", i)
 		off := int16(i * laneSize)
 		p = append(p,
-			asm.LoadMem(key, base, off+steeredOff, asm.DWord),
-			asm.LoadMem(turn, base, off+releasedOff, asm.DWord),
+			asm.LoadMem(key, regLanes, off+steeredOff, asm.DWord),
+			asm.LoadMem(turn, regLanes, off+releasedOff, asm.DWord),
 			asm.Sub.Reg(key, turn),
 			asm.LSh.Imm(key, 8),
 			asm.Mov.Imm(turn, int32(i)),
-			asm.Sub.Reg(turn, start),
+			asm.Sub.Reg(turn, regStart),
 			asm.JSGE.Imm(turn, 0, ahead),
 			asm.Add.Imm(turn, int32(loops)),
 			asm.Or.Reg(key, turn).WithSymbol(ahead),
@@ -96,7 +151,7 @@ func scan(base, where asm.Register, loops int) asm.Instructions {
 	}
 	return append(p,
 		asm.And.Imm(best, 0xff),
-		asm.Add.Reg(best, start),
+		asm.Add.Reg(best, regStart),
 		asm.JLT.Imm(best, int32(loops), "found"),
 		asm.Sub.Imm(best, int32(loops)),
 		asm.Mov.Reg(best, best).WithSymbol("found"),
@@ -105,39 +160,38 @@ func scan(base, where asm.Register, loops int) asm.Instructions {
 
 // draw looks at a few random loops. One random number of 32 bits does for two
 // of them.
-func draw(base, where asm.Register, loops, lanes int) asm.Instructions {
+func draw(loops, lanes int) asm.Instructions {
 	const (
 		loop, lane, load, released = asm.R1, asm.R2, asm.R4, asm.R5
-		least                      = asm.R6
-		random                     = asm.R9
+		least                      = regStart
 	)
 	p := asm.Instructions{
 		asm.LoadImm(least, math.MaxInt64, asm.DWord),
-		asm.Mov.Imm(where, 0),
+		asm.Mov.Imm(regWinner, 0),
 	}
 	for i := range draws {
 		worse := fmt.Sprintf("worse%d", i)
 		if i%2 == 0 {
-			p = append(p, asm.FnGetPrandomU32.Call(), asm.Mov.Reg(random, asm.R0))
+			p = append(p, asm.FnGetPrandomU32.Call(), asm.Mov.Reg(regRandom, asm.R0))
 		} else {
-			p = append(p, asm.RSh.Imm(random, 16))
+			p = append(p, asm.RSh.Imm(regRandom, 16))
 		}
 		p = append(p,
-			asm.Mov.Reg(loop, random),
+			asm.Mov.Reg(loop, regRandom),
 			asm.And.Imm(loop, 0xffff),
 			asm.Mul.Imm(loop, int32(loops)),
 			asm.RSh.Imm(loop, 16),
 			asm.Mov.Reg(lane, loop),
 			asm.And.Imm(lane, int32(lanes-1)),
 			asm.Mul.Imm(lane, laneSize),
-			asm.Add.Reg(lane, base),
+			asm.Add.Reg(lane, regLanes),
 			asm.LoadMem(load, lane, steeredOff, asm.DWord),
 			asm.LoadMem(released, lane, releasedOff, asm.DWord),
 			asm.Sub.Reg(load, released),
 			asm.JSGE.Reg(load, least, worse),
 			asm.Mov.Reg(least, load),
-			asm.Mov.Reg(where, loop),
-			asm.Mov.Reg(where, where).WithSymbol(worse), // a place to jump to
+			asm.Mov.Reg(regWinner, loop),
+			asm.Mov.Reg(regWinner, regWinner).WithSymbol(worse), // a place to jump to
 		)
 	}
 	return p

@@ -30,15 +30,75 @@ func steering(t testing.TB, loops int) *Steering {
 	return s
 }
 
-// packet is enough of one for the program to be run on.
-var packet = make([]byte, 64)
+// segment is a TCP segment of IPv4 or IPv6, in an Ethernet frame.
+func segment(version int, flags byte) []byte {
+	ip := 14
+	f := make([]byte, 14+40+20)
+	f[12], f[13] = 0x86, 0xdd
+	f[ip], f[ip+6] = 0x60, unix.IPPROTO_TCP
+	tcp := ip + 40
+	if version == 4 {
+		f[12], f[13] = 0x08, 0x00
+		f[ip], f[ip+9] = 0x45, unix.IPPROTO_TCP
+		tcp = ip + 20
+	}
+	f[tcp+12], f[tcp+13] = 5<<4, flags
+	return f
+}
 
-func (s *Steering) choose(t testing.TB) int {
-	n, _, err := s.program.Test(packet)
+const (
+	fin = 0x01
+	syn = 0x02
+	rst = 0x04
+	ack = 0x10
+	ece = 0x40
+	cwr = 0x80
+)
+
+var opening = segment(4, syn)
+
+func (s *Steering) choose(t testing.TB, frame []byte) int {
+	t.Helper()
+	n, _, err := s.program.Test(frame)
 	if err != nil {
 		t.Fatal(err)
 	}
+	if int(n) >= len(s.lanes) {
+		t.Fatalf("loop %d of %d was chosen", n, len(s.lanes))
+	}
 	return int(n)
+}
+
+// Only what opens a connection counts, RFC 9293 section 3.10.7.2; the kernel
+// asks for other segments as well.
+func TestSteeringCountsSYNs(t *testing.T) {
+	t.Parallel()
+	const loops = 4
+	for flags, counts := range map[byte]bool{
+		syn: true, syn | ece | cwr: true,
+		ack: false, fin | ack: false, rst: false, rst | ack: false, 0: false, syn | ack: false,
+	} {
+		for _, version := range []int{4, 6} {
+			s := steering(t, loops)
+			if s == nil {
+				return
+			}
+			var chosen [loops]int
+			for range 200 {
+				chosen[s.choose(t, segment(version, flags))]++
+			}
+			sum := int64(0)
+			for i := range s.lanes {
+				sum += s.lanes[i].load()
+			}
+			if counts && sum != 200 || !counts && sum != 0 {
+				t.Errorf("IPv%d, flags %#x: %d of 200 counted", version, flags, sum)
+			}
+			if slices.Min(chosen[:]) < 20 {
+				t.Errorf("IPv%d, flags %#x: the loops got %v", version, flags, chosen)
+			}
+		}
+	}
 }
 
 func TestSteeringChoosesTheLeastLoad(t *testing.T) {
@@ -58,8 +118,8 @@ func TestSteeringChoosesTheLeastLoad(t *testing.T) {
 			for i := range before {
 				before[i] = s.lanes[i].load()
 			}
-			got := s.choose(t)
-			if got >= loops || before[got] != slices.Min(before) {
+			got := s.choose(t, opening)
+			if before[got] != slices.Min(before) {
 				t.Fatalf("loads %v: loop %d was chosen", before, got)
 			}
 			before[got]++
@@ -81,7 +141,7 @@ func TestSteeringSpreadsTies(t *testing.T) {
 	}
 	var chosen [loops]int
 	for range rounds {
-		i := s.choose(t)
+		i := s.choose(t, opening)
 		chosen[i]++
 		s.lanes[i].released.Add(1) // the session has ended: no loop has any
 	}
@@ -101,9 +161,7 @@ func TestSteeringOverManyLoops(t *testing.T) {
 		}
 		const each = 20
 		for range loops * each {
-			if i := s.choose(t); i >= loops {
-				t.Fatalf("loop %d of %d was chosen", i, loops)
-			}
+			s.choose(t, opening)
 		}
 		least, most := int64(each), int64(each)
 		for i := range s.lanes {
@@ -233,7 +291,7 @@ func BenchmarkSteering(b *testing.B) {
 	for _, loops := range []int{2, 16, 64} {
 		if s := steering(b, loops); s != nil {
 			b.Run(fmt.Sprint(loops, " loops"), func(b *testing.B) {
-				_, d, err := s.program.Benchmark(packet, b.N, nil)
+				_, d, err := s.program.Benchmark(opening, b.N, nil)
 				if err != nil {
 					b.Fatal(err)
 				}
