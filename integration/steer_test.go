@@ -220,6 +220,9 @@ func TestSteeringOutlivesPrivileges(t *testing.T) {
 	}
 	if os.Geteuid() == 0 {
 		p.giveTo(nobody)
+		if err := os.Chown(p.path("access.log"), int(nobody.Uid), int(nobody.Gid)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	p.Reload(body + "listener \"tcp\" \"added\" {\n address = \"127.0.0.1:0\"\n upstream = upstream.app\n}\n")
 	const n = 80
