@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"edgeproxy/config"
+	"edgeproxy/health"
 )
 
 // descriptors is how the limit of open files (RLIMIT_NOFILE) is shared out.
@@ -21,8 +22,7 @@ type descriptors struct {
 }
 
 const (
-	// spareDescriptors are kept back for logs, the admin API, health checks
-	// and name servers.
+	// spareDescriptors are kept back for logs, the admin API and name servers.
 	spareDescriptors = 100
 	maxPipesPerLoop  = 4096
 	// descriptorCeiling keeps "unlimited" within what an int32 can count.
@@ -41,7 +41,11 @@ func descriptorLimits(workers int, cfg *config.Config) (descriptors, error) {
 	for i := range cfg.Listeners {
 		addresses += len(cfg.Listeners[i].Addresses)
 	}
-	left := int64(min(rl.Cur, descriptorCeiling)) - spareDescriptors - int64(workers*(addresses+2))
+	checked := 0 // servers, each with a probe in flight at worst
+	for i := range cfg.Upstreams {
+		checked += len(cfg.Upstreams[i].Servers) * len(cfg.Upstreams[i].Health)
+	}
+	left := int64(min(rl.Cur, descriptorCeiling)) - spareDescriptors - int64(min(checked, health.MaxProbes)) - int64(workers*(addresses+2))
 	// A sixteenth for pipes: only sessions that stream to a slow reader hold
 	// one for longer than a moment.
 	d.pipes = int(min(left/32/int64(workers), maxPipesPerLoop))

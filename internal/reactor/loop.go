@@ -265,7 +265,6 @@ func (l *Loop) Run() {
 		unix.SchedSetaffinity(0, &set)
 	}
 	idle := false
-	yielded := nanotime()
 	for !l.stop {
 		timeout := l.timeout()
 		n := l.wait(timeout, idle)
@@ -298,12 +297,6 @@ func (l *Loop) Run() {
 			if n > 0 {
 				l.delay.Observe(time.Duration(t - l.now))
 			}
-		}
-		// The runtime signals a goroutine that has run for 10 ms; giving way
-		// before that costs less than the signal.
-		if l.now-yielded > 5e6 {
-			yielded = l.now
-			runtime.Gosched()
 		}
 	}
 	l.finish()
