@@ -126,6 +126,8 @@ func zoneIndex(zone string) uint32 {
 // further system call.
 func tune(fd int, o *TCPOptions) {
 	set := func(opt, v int) { unix.SetsockoptInt(fd, unix.IPPROTO_TCP, opt, v) }
+	// Urgent data stays in the stream, RFC 6093 section 6.
+	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
 	nodelay := 1
 	if o.Delay {
 		nodelay = 0

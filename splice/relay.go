@@ -172,8 +172,14 @@ func (r *Relay) ready(s *side, ev reactor.Events) {
 	if ev&reactor.Readable != 0 {
 		s.state |= readable
 	}
-	if ev&(reactor.PeerShut|reactor.Hangup|reactor.Failed) != 0 {
+	if ev&(reactor.PeerShut|reactor.Hangup|reactor.Failed|reactor.Urgent) != 0 {
 		s.state |= readable | hurry
+		if ev&reactor.Urgent != 0 {
+			// The byte stays in its place in the stream (RFC 6093, section 6).
+			// A splice would never get past the mark.
+			s.state = s.state&^splicing | noSplicing
+			inlineUrgent(s.fd)
+		}
 	}
 	if r.joined {
 		r.run()

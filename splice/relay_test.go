@@ -282,6 +282,38 @@ func TestEarlyAnswerReachesABusyClient(t *testing.T) {
 	}
 }
 
+// A read stops at the urgent mark, and a splice never gets past it: neither
+// must lose a byte or leave the rest behind.
+func TestUrgentDataStaysInTheStream(t *testing.T) {
+	for _, before := range []int{3, 4 << 20} { // copying; splicing by then
+		b := newBench(t, "tcp", 10, nil)
+		for _, s := range []*side{&b.relay.client, &b.relay.server} {
+			inlineUrgent(s.fd) // as on accepted sockets
+		}
+		want := append(bytes.Repeat([]byte("a"), before), "!rest"...)
+		done := make(chan error, 1)
+		go func() {
+			raw, _ := b.client.(*net.TCPConn).SyscallConn()
+			b.client.Write(want[:before])
+			raw.Write(func(fd uintptr) bool {
+				return unix.Sendto(int(fd), []byte("!"), unix.MSG_OOB, nil) != unix.EAGAIN
+			})
+			_, err := b.client.Write([]byte("rest")) // no FIN: nothing else wakes the relay
+			done <- err
+		}()
+		got := make([]byte, len(want))
+		if n, err := io.ReadFull(b.server, got); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("after %d bytes: got %d of %d, %v", before, n, len(want), err)
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		b.client.Close()
+		b.server.Close()
+		b.end()
+	}
+}
+
 func TestBackPressureHoldsLittle(t *testing.T) {
 	b := newBench(t, "tcp", 10, nil)
 	b.client.SetDeadline(time.Now().Add(500 * time.Millisecond))

@@ -21,9 +21,10 @@ const (
 	PeerShut Events = unix.EPOLLRDHUP // the peer has finished sending
 	Hangup   Events = unix.EPOLLHUP   // both directions are shut
 	Failed   Events = unix.EPOLLERR   // the socket holds an error
+	Urgent   Events = unix.EPOLLPRI   // TCP urgent data: a read stops at the mark
 
 	// Stream is what a connection is registered with, once for its life.
-	Stream Events = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET
+	Stream Events = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLPRI | unix.EPOLLRDHUP | unix.EPOLLET
 	// Accepting is level-triggered, so that a bounded accept loop needs no
 	// memory of what it left in the queue.
 	Accepting Events = unix.EPOLLIN
