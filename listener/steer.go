@@ -3,7 +3,6 @@ package listener
 import (
 	"errors"
 	"fmt"
-	"math/bits"
 	"os"
 	"sync/atomic"
 	"unsafe"
@@ -46,23 +45,20 @@ const laneSize = 64 // bytes; the cache line that a loop and the program share
 
 // NewSteering loads the program for so many loops, at most 1024.
 func NewSteering(loops int) (*Steering, error) {
-	// The program masks the number of a lane, for the kernel to see that it
-	// stays inside.
-	lanes := 1 << bits.Len(uint(loops-1))
 	m, err := ebpf.NewMap(&ebpf.MapSpec{
-		Type: ebpf.Array, KeySize: 4, ValueSize: uint32(lanes * laneSize), MaxEntries: 1, Flags: unix.BPF_F_MMAPABLE,
+		Type: ebpf.Array, KeySize: 4, ValueSize: laneSize, MaxEntries: uint32(loops), Flags: unix.BPF_F_MMAPABLE,
 	})
 	if err != nil {
 		return nil, explainBPF(err)
 	}
 	defer m.Close() // the program and the mapping hold it
 	p, err := ebpf.NewProgramWithOptions(&ebpf.ProgramSpec{
-		Type: ebpf.SocketFilter, Instructions: steerProgram(m.FD(), loops, lanes), License: "Apache-2.0",
+		Type: ebpf.SocketFilter, Instructions: steerProgram(m.FD(), loops), License: "Apache-2.0",
 	}, ebpf.ProgramOptions{LogDisabled: true})
 	if err != nil {
 		return nil, explainBPF(err)
 	}
-	mem, err := unix.Mmap(m.FD(), 0, lanes*laneSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	mem, err := unix.Mmap(m.FD(), 0, loops*laneSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err == nil {
 		if err = tryAttach(p.FD()); err != nil {
 			unix.Munmap(mem)

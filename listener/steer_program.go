@@ -34,16 +34,17 @@ const (
 //	}
 //	loop = (best & 0xff) + start;
 //	if (loop >= loops) loop -= loops;
-//	__sync_fetch_and_add(&lane[loop & (lanes - 1)].steered, 1);
+//	__sync_fetch_and_add(&lane[loop].steered, 1);
 //	return loop;
 //
 // Among equal loads the first from a random start on wins. The winner is read
 // from the key instead of kept in a variable, as the kernel's verifier would
-// follow each value of that one separately: 2^loops paths.
+// follow each value of that one separately: 2^loops paths. Lanes are looked up
+// one by one, as computing their addresses takes CAP_PERFMON besides CAP_BPF.
 //
 // Two CPUs that run it at one moment may choose the same loop; the next
 // connection makes up for it.
-func steerProgram(mapFD, loops, lanes int) asm.Instructions {
+func steerProgram(mapFD, loops int) asm.Instructions {
 	p := asm.Instructions{
 		asm.Mov.Reg(regPacket, asm.R1),
 		asm.FnGetPrandomU32.Call(),
@@ -52,27 +53,41 @@ func steerProgram(mapFD, loops, lanes int) asm.Instructions {
 		asm.RSh.Imm(regStart, 32),
 	}
 	p = append(p, onlySYN()...)
-	p = append(p, asm.LoadMapValue(regLanes, mapFD, 0).WithSymbol("syn"))
+	p = append(p, asm.LoadMapPtr(regLanes, mapFD).WithSymbol("syn"))
 	if loops <= scanMax {
 		p = append(p, scan(loops)...)
 	} else {
-		p = append(p, draw(loops, lanes)...)
+		p = append(p, draw(loops)...)
 	}
+	p = append(p, lookUp(regWinner)...)
 	return append(p,
-		asm.Mov.Reg(asm.R0, regWinner),
-		asm.And.Imm(regWinner, int32(lanes-1)),
-		asm.Mul.Imm(regWinner, laneSize),
-		asm.Add.Reg(regLanes, regWinner),
 		asm.Mov.Imm(asm.R1, 1),
-		asm.AddAtomic.Mem(regLanes, asm.R1, asm.DWord, steeredOff),
+		asm.AddAtomic.Mem(asm.R0, asm.R1, asm.DWord, steeredOff),
+		asm.Mov.Reg(asm.R0, regWinner),
+		asm.Return(),
+		// Never happens, but the kernel's verifier wants it handled.
+		asm.Mov.Imm(asm.R0, -1).WithSymbol("none"), // no socket has that number: the kernel's hash chooses
 		asm.Return(),
 	)
+}
+
+// lookUp leaves the address of a loop's lane in R0.
+func lookUp(loop asm.Register) asm.Instructions {
+	const key = -4 // on the stack
+	return asm.Instructions{
+		asm.StoreMem(asm.RFP, key, loop, asm.Word),
+		asm.Mov.Reg(asm.R1, regLanes),
+		asm.Mov.Reg(asm.R2, asm.RFP),
+		asm.Add.Imm(asm.R2, key),
+		asm.FnMapLookupElem.Call(),
+		asm.JEq.Imm(asm.R0, 0, "none"),
+	}
 }
 
 // Registers that calls preserve.
 const (
 	regStart  = asm.R6
-	regLanes  = asm.R7 // the lanes
+	regLanes  = asm.R7 // the map of lanes
 	regWinner = asm.R8
 	regPacket = asm.R9 // before the choice
 	regRandom = asm.R9 // while choosing
@@ -87,7 +102,7 @@ func onlySYN() asm.Instructions {
 	const (
 		headerNet = 1 // BPF_HDR_START_NET: offsets count from the IP header
 		head      = 34
-		at        = -40 // on the stack
+		at        = -48 // on the stack
 		flagsV4   = 20 + 13
 		flagsV6   = 40 + 13
 		syn, ack  = 0x02, 0x10
@@ -133,10 +148,11 @@ func scan(loops int) asm.Instructions {
 	p := asm.Instructions{asm.LoadImm(best, math.MaxInt64, asm.DWord)}
 	for i := range loops {
 		ahead, worse := fmt.Sprintf("ahead%d", i), fmt.Sprintf("worse%d", i)
-		off := int16(i * laneSize)
+		p = append(p, asm.Mov.Imm(asm.R3, int32(i)))
+		p = append(p, lookUp(asm.R3)...)
 		p = append(p,
-			asm.LoadMem(key, regLanes, off+steeredOff, asm.DWord),
-			asm.LoadMem(turn, regLanes, off+releasedOff, asm.DWord),
+			asm.LoadMem(key, asm.R0, steeredOff, asm.DWord),
+			asm.LoadMem(turn, asm.R0, releasedOff, asm.DWord),
 			asm.Sub.Reg(key, turn),
 			asm.LSh.Imm(key, 8),
 			asm.Mov.Imm(turn, int32(i)),
@@ -160,10 +176,11 @@ func scan(loops int) asm.Instructions {
 
 // draw looks at a few random loops. One random number of 32 bits does for two
 // of them.
-func draw(loops, lanes int) asm.Instructions {
+func draw(loops int) asm.Instructions {
 	const (
-		loop, lane, load, released = asm.R1, asm.R2, asm.R4, asm.R5
-		least                      = regStart
+		load, released, loop = asm.R1, asm.R2, asm.R3
+		least                = regStart
+		drawn                = -8 // on the stack
 	)
 	p := asm.Instructions{
 		asm.LoadImm(least, math.MaxInt64, asm.DWord),
@@ -181,16 +198,16 @@ func draw(loops, lanes int) asm.Instructions {
 			asm.And.Imm(loop, 0xffff),
 			asm.Mul.Imm(loop, int32(loops)),
 			asm.RSh.Imm(loop, 16),
-			asm.Mov.Reg(lane, loop),
-			asm.And.Imm(lane, int32(lanes-1)),
-			asm.Mul.Imm(lane, laneSize),
-			asm.Add.Reg(lane, regLanes),
-			asm.LoadMem(load, lane, steeredOff, asm.DWord),
-			asm.LoadMem(released, lane, releasedOff, asm.DWord),
+			asm.StoreMem(asm.RFP, drawn, loop, asm.Word),
+		)
+		p = append(p, lookUp(loop)...)
+		p = append(p,
+			asm.LoadMem(load, asm.R0, steeredOff, asm.DWord),
+			asm.LoadMem(released, asm.R0, releasedOff, asm.DWord),
 			asm.Sub.Reg(load, released),
 			asm.JSGE.Reg(load, least, worse),
 			asm.Mov.Reg(least, load),
-			asm.Mov.Reg(regWinner, loop),
+			asm.LoadMem(regWinner, asm.RFP, drawn, asm.Word),
 			asm.Mov.Reg(regWinner, regWinner).WithSymbol(worse), // a place to jump to
 		)
 	}

@@ -302,11 +302,15 @@ func BenchmarkSteering(b *testing.B) {
 }
 
 func BenchmarkNewSteering(b *testing.B) {
-	for b.Loop() {
-		s, err := NewSteering(2)
-		if err != nil {
-			b.Fatal(err)
-		}
-		s.Close()
+	for _, loops := range []int{2, 16, 64} {
+		b.Run(fmt.Sprint(loops, " loops"), func(b *testing.B) {
+			for b.Loop() {
+				s, err := NewSteering(loops)
+				if err != nil {
+					b.Fatal(err)
+				}
+				s.Close()
+			}
+		})
 	}
 }
