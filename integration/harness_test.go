@@ -45,6 +45,7 @@ type setup struct {
 	files   map[string]*os.File // LISTEN_FDNAMES → sockets
 	args    []string
 	user    *syscall.Credential
+	caps    []uintptr // the capabilities that user has
 }
 
 // Option changes how [Start] runs the program.
@@ -167,7 +168,7 @@ func command(bin string, s *setup, args ...string) *exec.Cmd {
 	if len(names) > 0 {
 		cmd.Env = append(cmd.Env, fmt.Sprintf("LISTEN_FDS=%d", len(names)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
 	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Credential: s.user}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Credential: s.user, AmbientCaps: s.caps}
 	return cmd
 }
 

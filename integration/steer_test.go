@@ -1,10 +1,16 @@
 package integration
 
 import (
+	"debug/buildinfo"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"regexp"
+	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -231,4 +237,58 @@ func TestSteeringOutlivesPrivileges(t *testing.T) {
 	}
 	p.expectEven(2, n)
 	p.Reload(body)
+}
+
+// CAP_BPF is all the right it takes, and is given up once it has served, except
+// in a build with cgo: Go does not reach the threads of C.
+func TestSteeringByCapability(t *testing.T) {
+	t.Parallel()
+	const bpf = 39 // capabilities(7)
+	if own := capabilities(t, "self", "CapEff"); own[0]>>bpf&1 == 0 {
+		t.Logf("cannot be tried here: this process has the capabilities %#x, without CAP_BPF", own[0])
+		return
+	}
+	p := Start(t, oneUpstream("", "", Serve(t, echo).Addr()), asNobody, func(s *setup) { s.caps = []uintptr{bpf} })
+	if !p.steered() {
+		t.Errorf("CAP_BPF is not enough")
+	}
+	info, err := buildinfo.ReadFile(program(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if slices.Contains(info.Settings, debug.BuildSetting{Key: "CGO_ENABLED", Value: "1"}) {
+		return
+	}
+	for _, set := range []string{"CapPrm", "CapEff", "CapInh", "CapAmb"} {
+		for _, c := range capabilities(t, fmt.Sprint(p.Pid()), set) {
+			if c>>bpf&1 != 0 {
+				t.Errorf("a thread still has CAP_BPF in %s", set)
+			}
+		}
+	}
+}
+
+// capabilities reads one set of every thread of a process.
+func capabilities(t *testing.T, pid, set string) (of []uint64) {
+	t.Helper()
+	threads, err := filepath.Glob("/proc/" + pid + "/task/*/status")
+	if err != nil || len(threads) == 0 {
+		t.Fatalf("threads of process %s: %v", pid, err)
+	}
+	for _, file := range threads {
+		b, err := os.ReadFile(file)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+			continue // the thread has gone
+		}
+		m := regexp.MustCompile(set + `:\s*([0-9a-f]+)`).FindSubmatch(b)
+		if err != nil || m == nil {
+			t.Fatalf("%s: %v, no %s in %q", file, err, set, b)
+		}
+		v, err := strconv.ParseUint(string(m[1]), 16, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		of = append(of, v)
+	}
+	return of
 }

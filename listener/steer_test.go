@@ -152,6 +152,28 @@ func TestSteeringSpreadsTies(t *testing.T) {
 	}
 }
 
+// A loop that hangs ends no session: it gets no more than brings it level with
+// the others.
+func TestSteeringAvoidsALoopThatHangs(t *testing.T) {
+	t.Parallel()
+	const loops, live = 3, 10
+	s := steering(t, loops)
+	if s == nil {
+		return
+	}
+	for range loops * live {
+		s.choose(t, opening)
+	}
+	for range 1000 {
+		if i := s.choose(t, opening); i != 0 {
+			s.lanes[i].released.Add(1)
+		}
+	}
+	if got := s.lanes[0].load(); got > live+1 {
+		t.Errorf("the loop that hangs was given %d sessions, the others have %d at a time", got, live)
+	}
+}
+
 func TestSteeringOverManyLoops(t *testing.T) {
 	t.Parallel()
 	for _, loops := range []int{17, 64, 100, 1024} {
