@@ -3,7 +3,6 @@ package integration
 import (
 	"io"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 )
@@ -78,8 +77,8 @@ func TestTimeoutHalfClose(t *testing.T) {
 	t.Run("the client has finished, the server does not", func(t *testing.T) {
 		t.Parallel()
 		done := make(chan struct{})
-		t.Cleanup(sync.OnceFunc(func() { close(done) }))
 		s := Serve(t, func(c Conn) { discard(c); <-done })
+		t.Cleanup(func() { close(done) }) // before the server waits for its handlers
 		p := Start(t, oneUpstream(`timeouts { half_close = "500ms" }`, "", s.Addr()))
 		c := Dial(t, p.Addr("edge"))
 		c.CloseWrite()
