@@ -2,7 +2,7 @@ package integration
 
 import (
 	"io"
-	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -96,55 +96,56 @@ func TestLimitRate(t *testing.T) {
 }
 
 // The bandwidth of one connection is the configured one within 15 %, in each
-// direction, and another connection is not slowed down by it.
+// direction, and another connection is not slowed down by it. A machine that
+// is busy otherwise may hold it up, so of three tries one must reach the rate;
+// none may exceed it.
 func TestLimitBandwidth(t *testing.T) {
 	t.Parallel()
-	const rate, n = 4 << 20, 3 * (4 << 20)
-	in := make(chan time.Duration, 2)
-	sink := Serve(t, func(c Conn) {
-		io.ReadFull(c, make([]byte, rate/4))
-		begin := time.Now()
-		io.Copy(io.Discard, c)
-		in <- time.Since(begin)
-	})
-	source := Serve(t, func(c Conn) {
-		io.ReadFull(c, make([]byte, 1))
-		c.Write(make([]byte, n))
-	})
-	check := func(t *testing.T, took time.Duration, bytes float64) {
-		t.Helper()
-		if got := bytes / took.Seconds(); math.Abs(got-rate) > 0.15*rate {
-			t.Errorf("%.2f MiB/s, want %d ± 15 %%", got/(1<<20), rate>>20)
+	const rate, n = 4 << 20, 2 * (4 << 20)
+	// The first quarter of a second fills the burst that a limit allows.
+	timed := func(r io.Reader) float64 {
+		if _, err := io.ReadFull(r, make([]byte, rate/4)); err != nil {
+			return 0
 		}
+		begin := time.Now()
+		got, _ := io.Copy(io.Discard, r)
+		return float64(got) / time.Since(begin).Seconds()
+	}
+	check := func(t *testing.T, try func() []float64) {
+		t.Helper()
+		var all []float64
+		for range 3 {
+			rates := try()
+			all = append(all, rates...)
+			if most := slices.Max(rates); most > 1.15*rate {
+				t.Fatalf("%.2f MiB/s, want at most %d + 15 %%", most/(1<<20), rate>>20)
+			}
+			if slices.Min(rates) > 0.85*rate {
+				return
+			}
+		}
+		t.Errorf("%.0f bytes per second, want %d ± 15 %%", all, rate)
 	}
 	t.Run("in", func(t *testing.T) {
 		t.Parallel()
-		p := Start(t, oneUpstream(`limits { bandwidth_in = "4MiB/s" }`, "", sink.Addr()))
-		for range 2 {
-			go func(c Conn) {
-				c.Write(make([]byte, n))
-				c.CloseWrite()
-			}(Dial(t, p.Addr("edge")))
-		}
-		// The first quarter second fills the burst that a limit allows.
-		for range 2 {
-			check(t, <-in, n-rate/4)
-		}
+		in := make(chan float64, 2)
+		s := Serve(t, func(c Conn) { in <- timed(c) })
+		p := Start(t, oneUpstream(`limits { bandwidth_in = "4MiB/s" }`, "", s.Addr()))
+		check(t, func() []float64 {
+			for range 2 {
+				go func(c Conn) {
+					c.Write(make([]byte, n))
+					c.CloseWrite()
+				}(Dial(t, p.Addr("edge")))
+			}
+			return []float64{<-in, <-in}
+		})
 	})
 	t.Run("out", func(t *testing.T) {
 		t.Parallel()
-		p := Start(t, oneUpstream(`limits { bandwidth_out = "4MiB/s" }`, "", source.Addr()))
-		c := Dial(t, p.Addr("edge"))
-		Send(t, c, "x")
-		if _, err := io.ReadFull(c, make([]byte, rate/4)); err != nil {
-			t.Fatal(err)
-		}
-		begin := time.Now()
-		got, err := io.Copy(io.Discard, c)
-		if err != nil {
-			t.Fatal(err)
-		}
-		check(t, time.Since(begin), float64(got))
+		s := Serve(t, func(c Conn) { c.Write(make([]byte, n)) })
+		p := Start(t, oneUpstream(`limits { bandwidth_out = "4MiB/s" }`, "", s.Addr()))
+		check(t, func() []float64 { return []float64{timed(Dial(t, p.Addr("edge")))} })
 	})
 	t.Run("the other direction is free", func(t *testing.T) {
 		t.Parallel()
