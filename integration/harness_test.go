@@ -181,7 +181,7 @@ func Run(t testing.TB, args ...string) (code int, stdout, stderr string) {
 // usage is what a run of the program took.
 type usage struct {
 	cpu    time.Duration
-	memory int64 // bytes resident at the peak
+	memory int64 // bytes resident at the peak; 0 if it was less than that of the tests
 }
 
 func run(t testing.TB, s *setup, args ...string) (code int, stdout, stderr string) {
@@ -213,7 +213,11 @@ func runAs(t testing.TB, s *setup, args ...string) (code int, stdout, stderr str
 	}
 	state := cmd.ProcessState
 	used.cpu = state.UserTime() + state.SystemTime()
-	if r, ok := state.SysUsage().(*syscall.Rusage); ok {
+	// Until it calls execve(2) a process shares its parent's memory, and that
+	// counts as its own peak.
+	var own syscall.Rusage
+	syscall.Getrusage(syscall.RUSAGE_SELF, &own)
+	if r, ok := state.SysUsage().(*syscall.Rusage); ok && r.Maxrss > own.Maxrss {
 		used.memory = r.Maxrss << 10
 	}
 	return state.ExitCode(), out.String(), errs.String(), used

@@ -2,4 +2,7 @@
 
 package integration
 
-const raceEnabled = false
+const (
+	raceEnabled = false
+	raceFactor  = 1 // how much more time and memory a program may take
+)

@@ -2,4 +2,7 @@
 
 package integration
 
-const raceEnabled = true
+const (
+	raceEnabled = true
+	raceFactor  = 4 // how much more time and memory a program may take
+)
