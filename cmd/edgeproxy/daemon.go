@@ -31,20 +31,21 @@ const stuckAfter = 10 * time.Second
 
 // daemon is the running proxy: every part, put together.
 type daemon struct {
-	opts      daemonOptions
-	logger    *logging.Logger
-	log       *zap.Logger
-	access    *accesslog.Logger
-	loops     []*reactor.Loop
-	running   sync.WaitGroup // loops
-	checks    *health.Scheduler
-	upEnv     *upstream.Env
-	steering  *listener.Steering // nil: the kernel spreads connections over the loops
-	manager   *listener.Manager
-	admin     *admin.Server
-	limits    descriptors
-	removePID func()
-	watchdog  func() // stops it
+	opts       daemonOptions
+	logger     *logging.Logger
+	log        *zap.Logger
+	access     *accesslog.Logger
+	accessOpts accesslog.Options // in force
+	loops      []*reactor.Loop
+	running    sync.WaitGroup // loops
+	checks     *health.Scheduler
+	upEnv      *upstream.Env
+	steering   *listener.Steering // nil: the kernel spreads connections over the loops
+	manager    *listener.Manager
+	admin      *admin.Server
+	limits     descriptors
+	removePID  func()
+	watchdog   func() // stops it
 
 	reloading sync.Mutex                    // held by whoever changes the configuration
 	state     atomic.Uint32                 // admin.Phase
@@ -65,7 +66,8 @@ func newDaemon(o daemonOptions, cfg *config.Config) (*daemon, error) {
 	}
 	d.log = d.logger.Zap()
 	d.admin = admin.New(d, d.log)
-	d.access, err = accesslog.New(accesslog.Options(cfg.AccessLog), func(err error) {
+	d.accessOpts = accesslog.Options(cfg.AccessLog)
+	d.access, err = accesslog.New(d.accessOpts, func(err error) {
 		d.log.Error("writing the access log failed", zap.Error(err))
 	})
 	if err != nil {

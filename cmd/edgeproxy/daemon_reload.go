@@ -22,7 +22,7 @@ type transition struct {
 	d         *daemon
 	cfg       *config.Config
 	logs      *logging.Change
-	access    *accesslog.Change
+	access    *accesslog.Change // nil: unchanged
 	admin     *admin.Change
 	upstreams *upstream.Set
 	listeners *listener.Plan
@@ -39,7 +39,11 @@ func (d *daemon) prepare(cfg *config.Config) (t *transition, err error) {
 	}()
 	var errs [4]error
 	t.logs, errs[0] = d.logger.Prepare(d.logOptions(cfg))
-	t.access, errs[1] = d.access.Prepare(accesslog.Options(cfg.AccessLog))
+	if o := accesslog.Options(cfg.AccessLog); o != d.accessOpts {
+		// Not otherwise: after privileges were dropped the file may be open
+		// and yet not to be opened.
+		t.access, errs[1] = d.access.Prepare(o)
+	}
 	t.admin, errs[2] = d.admin.Prepare(cfg.Admin.Address)
 	t.upstreams = upstream.Prepare(d.upEnv, d.upstreams.Load(), cfg.Upstreams)
 	t.listeners, errs[3] = d.manager.Prepare(cfg.Listeners, t.upstreams.Group)
@@ -65,7 +69,10 @@ func (t *transition) discard() {
 func (t *transition) commit() {
 	d := t.d
 	t.logs.Commit()
-	t.access.Commit()
+	if t.access != nil {
+		t.access.Commit()
+		d.accessOpts = accesslog.Options(t.cfg.AccessLog)
+	}
 	if t.cfg.AccessLog.Output != "" {
 		d.manager.SetAccessLog(d.access)
 	} else {
