@@ -33,7 +33,7 @@ func (s *Shaper) of(client bool) *bucket {
 }
 
 // burst is at least a small segment, so that a tiny rate makes progress.
-func (b *bucket) burst() int64 { return max(b.rate/20, 512) }
+func (b *bucket) burst() int64 { return max(b.rate/8, 512) }
 
 // allow is how many bytes may be read now. At 0 the relay gets another turn
 // when there are some.
@@ -57,7 +57,7 @@ func (s *Shaper) allow(client bool) int {
 		return int(min(b.tokens, spliceSize))
 	}
 	if !s.timer.Active() {
-		missing := b.burst()/4 - b.tokens
+		missing := b.burst()/8 - b.tokens
 		loop.StartTimer(&s.timer, time.Duration(missing*1e9/b.rate))
 	}
 	return 0

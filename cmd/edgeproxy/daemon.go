@@ -128,7 +128,7 @@ func (d *daemon) start(cfg *config.Config) (err error) {
 	d.reloadOK.Store(true)
 	d.reloadAt.Store(time.Now().UnixNano())
 	d.state.Store(uint32(admin.Running))
-	d.log.Info("started", zap.String("version", version.String()), zap.Int("workers", workers), zap.Int("listeners", len(cfg.Listeners)),
+	d.log.Info("started", zap.String("version", version.String()), zap.Int("workers", workers), zap.Strings("addresses", d.addresses(16)), zap.Int("listeners", len(cfg.Listeners)),
 		zap.Int("upstreams", len(cfg.Upstreams)), zap.Int64("max_connections", d.limits.connections), zap.Uint64("descriptor_limit", d.limits.total),
 		zap.Duration("took", time.Since(began)))
 	if c := int64(cfg.Process.MaxConnections); c > d.limits.connections {
@@ -138,6 +138,19 @@ func (d *daemon) start(cfg *config.Config) (err error) {
 	d.watchdog = sdnotify.StartWatchdog(d.alive)
 	d.notify(sdnotify.Ready, sdnotify.Status(d.summary()))
 	return nil
+}
+
+// addresses lists the first n that sessions are accepted on, as really bound.
+func (d *daemon) addresses(n int) (out []string) {
+	for _, l := range d.manager.Stats() {
+		for _, a := range l.Addresses {
+			if len(out) == n {
+				return append(out, "…")
+			}
+			out = append(out, a)
+		}
+	}
+	return out
 }
 
 func (d *daemon) summary() string {
