@@ -7,7 +7,8 @@ import (
 )
 
 // Shaper limits the bandwidth of one relay. Each direction is a token bucket
-// that holds at most 50 ms worth of bytes.
+// that holds at most 125 ms worth of bytes: with less, a
+// loop that is busy for so long would fall behind the rate.
 type Shaper struct {
 	relay   *Relay
 	timer   reactor.Timer

@@ -119,7 +119,7 @@ func (d *daemon) start(cfg *config.Config) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := dropPrivileges(cfg.Process.User); err != nil {
+	if err := dropPrivileges(cfg.Process.User, cfg.Log.Output, cfg.AccessLog.Output); err != nil {
 		p.discard()
 		return err
 	}

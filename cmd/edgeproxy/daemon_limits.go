@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"os/user"
 	"runtime"
 	"strconv"
@@ -12,6 +13,7 @@ import (
 
 	"edgeproxy/config"
 	"edgeproxy/health"
+	"edgeproxy/internal/logging"
 )
 
 // descriptors is how the limit of open files (RLIMIT_NOFILE) is shared out.
@@ -76,9 +78,10 @@ func allowedCPUs() ([]int, error) {
 }
 
 // dropPrivileges changes to the user of that name, "" for none, once all
-// sockets are open. The right to bind low ports is kept where the kernel
+// sockets are open, and hands the log files over, so that they can be opened
+// again. The right to bind low ports is kept where the kernel
 // allows that, so that a reload can add listeners.
-func dropPrivileges(name string) error {
+func dropPrivileges(name string, logs ...string) error {
 	if name == "" {
 		return nil
 	}
@@ -93,6 +96,13 @@ func dropPrivileges(name string) error {
 	}
 	if uid == syscall.Getuid() && gid == syscall.Getgid() {
 		return nil
+	}
+	for _, path := range logs {
+		if fi, err := os.Stat(path); err == nil && fi.Mode().IsRegular() && logging.IsFile(path) {
+			if err := os.Chown(path, uid, gid); err != nil {
+				return fmt.Errorf("process.user: handing %s over to %q: %w", path, name, err)
+			}
+		}
 	}
 	// Not with cgo, as in a build with the race detector: threads of C are
 	// unknown to the runtime, and the right is given up.
