@@ -42,6 +42,9 @@ func (s *Server) resolve(ctx context.Context) (changed bool, err error) {
 	// IPv4 first, then by number: every node of a fleet chooses alike.
 	slices.SortFunc(addrs, netip.Addr.Compare)
 	s.endpoint.Store(newEndpoint(netip.AddrPortFrom(addrs[0], s.Address.Port), ""))
+	if g := s.group.Load(); g != nil {
+		g.changed() // even if it is a reload that looks up, and is then given up
+	}
 	return true, nil
 }
 
@@ -75,6 +78,9 @@ func (g *Group) keepResolving(ctx context.Context, events Events) {
 		return
 	}
 	failing := make(map[*Server]bool)
+	for _, s := range named {
+		failing[s] = s.endpoint.Load() == nil // which Prepare has told
+	}
 	tick := time.NewTicker(orDefault(g.opts.Resolve, DefaultResolve))
 	defer tick.Stop()
 	for {
@@ -95,7 +101,6 @@ func (g *Group) keepResolving(ctx context.Context, events Events) {
 				events.ServerResolved(s, "", err)
 			case changed || err == nil && failing[s]:
 				failing[s] = false
-				g.changed()
 				events.ServerResolved(s, s.endpoint.Load().addr.String(), nil)
 			}
 		}

@@ -58,7 +58,11 @@ func (e *endpoint) open(o *Options, turn *uint32) (fd int, errno unix.Errno, loc
 	}
 	n, _, errno := unix.RawSyscall(unix.SYS_SOCKET, uintptr(e.family), unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, uintptr(proto))
 	if errno != 0 {
-		return -1, errno, true
+		switch errno {
+		case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
+			return -1, errno, true
+		}
+		return -1, errno, false // no IPv6 in this kernel, say: another server may do
 	}
 	fd = int(n)
 	if e.family != unix.AF_UNIX {
