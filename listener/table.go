@@ -75,7 +75,10 @@ func (t *table) allowed(source netip.Addr) bool {
 	return len(t.opts.Allow) == 0 || contains(t.opts.Allow, source)
 }
 
+// contains ignores the zone of a link-local address, with which no prefix
+// would contain it: ::/0 is to deny those clients, too.
 func contains(ps []netip.Prefix, a netip.Addr) bool {
+	a = a.WithZone("")
 	for _, p := range ps {
 		if p.Contains(a) {
 			return true
