@@ -13,6 +13,7 @@ import (
 type limiter struct {
 	opts    Limits
 	rate    bucket
+	all     rule
 	perRate rule
 	seed    maphash.Seed
 	shards  [16]shard
@@ -41,7 +42,8 @@ func newRule(perSecond float64) rule {
 	if perSecond <= 0 {
 		return rule{}
 	}
-	interval := int64(float64(time.Second) / perSecond)
+	// Less than one in a century is none: the sum with a clock must not overflow.
+	interval := int64(min(float64(time.Second)/perSecond, 1<<62))
 	return rule{max(interval, 1), max(int64(time.Second)-interval, 0)}
 }
 
@@ -68,7 +70,7 @@ func newLimiter(l Limits) *limiter {
 	if l.Rate <= 0 && l.RatePerSource <= 0 && l.ConnectionsPerSource <= 0 {
 		return nil
 	}
-	lim := &limiter{opts: l, perRate: newRule(l.RatePerSource), seed: maphash.MakeSeed()}
+	lim := &limiter{opts: l, all: newRule(l.Rate), perRate: newRule(l.RatePerSource), seed: maphash.MakeSeed()}
 	for i := range lim.shards {
 		lim.shards[i].sources = map[netip.Addr]*source{}
 		lim.shards[i].sweepAt = 1024
@@ -90,11 +92,8 @@ func sourceKey(a netip.Addr) netip.Addr {
 // enter reports which limit, if any, keeps a new session out. What was let in
 // is given back with leave.
 func (l *limiter) enter(a netip.Addr, now int64) (limit string) {
-	if !l.rate.take(newRule(l.opts.Rate), now) {
-		return "rate"
-	}
 	if !l.perSource() || !a.IsValid() {
-		return ""
+		return l.take(now)
 	}
 	key := sourceKey(a)
 	sh := l.shard(key)
@@ -114,7 +113,19 @@ func (l *limiter) enter(a netip.Addr, now int64) (limit string) {
 	if !s.rate.take(l.perRate, now) {
 		return "rate_per_source"
 	}
+	// Last: what a source has beyond its own limit must not use up the others' share.
+	if limit := l.take(now); limit != "" {
+		return limit
+	}
 	s.active++
+	return ""
+}
+
+// take counts a session in the rate of the whole listener.
+func (l *limiter) take(now int64) (limit string) {
+	if !l.rate.take(l.all, now) {
+		return "rate"
+	}
 	return ""
 }
 
