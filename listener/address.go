@@ -58,7 +58,7 @@ func ParseAddress(s string) ([]Address, error) {
 		if err != nil || !v.Is6() {
 			return nil, fmt.Errorf("%q is not an IPv6 address", host)
 		}
-		ip = v
+		ip = v.Unmap() // the kernel binds no mapped address to a socket of IPv6 alone
 	case strings.Contains(host, ":"):
 		return nil, fmt.Errorf("an IPv6 address with a port needs brackets: \"[%s]:%s\"", host, ports)
 	default:
