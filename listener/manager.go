@@ -205,11 +205,7 @@ func (p *Plan) Commit() {
 	}
 	m.onLoops(func(w *worker) {
 		for _, u := range p.kept {
-			for _, a := range w.acceptors {
-				if a.socket == u.socket {
-					a.ln = u.ln
-				}
-			}
+			w.move(u.socket, u.ln)
 		}
 		for _, u := range p.opened {
 			w.attach(u.socket, u.ln)
@@ -238,8 +234,14 @@ func (m *Manager) Addresses() map[string][]string {
 	defer m.mu.Unlock()
 	out := map[string][]string{}
 	for _, o := range m.listeners {
+		seen := map[string]bool{} // ":0" may be there twice
 		for _, a := range o.table.Load().opts.Addresses {
-			for _, u := range m.sockets[a.String()] {
+			key := a.String()
+			if seen[key] {
+				continue
+			}
+			seen[key] = true
+			for _, u := range m.sockets[key] {
 				if u.ln == o {
 					out[o.name] = append(out[o.name], u.socket.bound)
 				}

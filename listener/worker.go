@@ -93,6 +93,23 @@ func (w *worker) attach(s *socket, ln *Listener) {
 	}
 }
 
+// move has a kept socket serve ln. The sessions that it has accepted for
+// another listener stay that one's, as they count there: they keep the old
+// acceptor. On the loop.
+func (w *worker) move(s *socket, ln *Listener) {
+	for i, a := range w.acceptors {
+		if a.socket != s || a.ln == ln {
+			continue
+		}
+		moved := *a
+		moved.ln = ln
+		w.acceptors[i] = &moved
+		if moved.token != reactor.None {
+			w.loop.SetHandler(moved.token, &moved)
+		}
+	}
+}
+
 func (a *acceptor) watch() {
 	ev := reactor.Accepting
 	if a.socket.shared {
