@@ -186,25 +186,30 @@ type usage struct {
 
 func run(t testing.TB, s *setup, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
-	code, stdout, stderr, _ = runAs(t, s, args...)
+	code, stdout, stderr, _ = runAs(t, program(t), s, args...)
 	return code, stdout, stderr
 }
 
+// runMeasured is for bounds on time and memory: always without the race
+// detector, which multiplies both.
 func runMeasured(t testing.TB, args ...string) (code int, stdout, stderr string, used usage) {
 	t.Helper()
-	return runAs(t, &setup{}, args...)
+	return runAs(t, plainProgram(t), &setup{}, args...)
 }
 
-func runAs(t testing.TB, s *setup, args ...string) (code int, stdout, stderr string, used usage) {
+func runAs(t testing.TB, binary string, s *setup, args ...string) (code int, stdout, stderr string, used usage) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
-	cmd := command(program(t), s, args...)
+	cmd := command(binary, s, args...)
 	var out, errs strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
 	stop := context.AfterFunc(ctx, func() { cmd.Process.Kill() })
 	defer stop()
-	err := cmd.Run()
+	err := cmd.Wait()
 	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)
 	}

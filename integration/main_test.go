@@ -27,6 +27,9 @@ var build = struct {
 	once sync.Once
 	dir  string
 	err  error
+
+	plain    sync.Once
+	plainErr error
 }{}
 
 // program builds edgeproxy once per test run, with the race detector when the
@@ -48,19 +51,38 @@ func program(t testing.TB) string {
 		if build.err = noteSources(); build.err != nil {
 			return
 		}
-		args := []string{"build", "-o", filepath.Join(build.dir, "edgeproxy")}
+		var args []string
 		if raceEnabled {
-			args = append(args, "-race")
+			args = []string{"-race"}
 		}
-		cmd := exec.Command("go", append(args, "edgeproxy/cmd/edgeproxy")...)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			build.err = fmt.Errorf("go build: %w\n%s", err, out)
-		}
+		build.err = goBuild("edgeproxy", args...)
 	})
 	if build.err != nil {
 		t.Fatal(build.err)
 	}
 	return filepath.Join(build.dir, "edgeproxy")
+}
+
+// plainProgram is program without the race detector.
+func plainProgram(t testing.TB) string {
+	t.Helper()
+	path := program(t)
+	if !raceEnabled || os.Getenv("EDGEPROXY_BINARY") != "" {
+		return path
+	}
+	build.plain.Do(func() { build.plainErr = goBuild("edgeproxy-plain") })
+	if build.plainErr != nil {
+		t.Fatal(build.plainErr)
+	}
+	return filepath.Join(build.dir, "edgeproxy-plain")
+}
+
+func goBuild(name string, args ...string) error {
+	args = append([]string{"build", "-o", filepath.Join(build.dir, name)}, args...)
+	if out, err := exec.Command("go", append(args, "edgeproxy/cmd/edgeproxy")...).CombinedOutput(); err != nil {
+		return fmt.Errorf("go build: %w\n%s", err, out)
+	}
+	return nil
 }
 
 // noteSources looks at every source file, which makes `go test` take its

@@ -261,3 +261,24 @@ func TestReloadMovesAddress(t *testing.T) {
 		}
 	}
 }
+
+// An address that is narrowed or widened overlaps with itself for a moment:
+// the old socket goes only when the new one is there, and no connection is
+// lost on the way.
+func TestReloadWidensAddress(t *testing.T) {
+	t.Parallel()
+	s := ServeNames(t, 1, func(name string) func(Conn) { return lines(name, 0) })
+	text := oneUpstream("", "", addrs(s)...)
+	p := Start(t, text)
+	_, port, err := net.SplitHostPort(p.Addr("edge"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	load := StartLoad(t, 4, request(net.JoinHostPort("127.0.0.1", port)))
+	for _, host := range []string{"0.0.0.0", "", "127.0.0.1", "0.0.0.0"} {
+		load.AwaitRequests(t, 50)
+		p.Reload(strings.Replace(text, `"127.0.0.1:0"`, fmt.Sprintf("%q", host+":"+port), 1))
+	}
+	load.AwaitRequests(t, 50)
+	assertNoFailures(t, load)
+}

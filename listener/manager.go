@@ -154,7 +154,7 @@ func (m *Manager) Prepare(opts []Options, groups func(name string) *upstream.Gro
 				left[key] = old[n:]
 				continue
 			}
-			socks, err := open(a, len(m.workers), &o.TCP, m.env.Inherited)
+			socks, err := openBeside(a, len(m.workers), &o.TCP, m.env.Inherited, m.uses(a))
 			if err != nil {
 				errs = append(errs, fmt.Errorf("listener %q: %w", o.Name, err))
 				continue
@@ -177,6 +177,20 @@ func (m *Manager) Prepare(opts []Options, groups func(name string) *upstream.Gro
 		}
 	}
 	return p, nil
+}
+
+// uses reports whether a socket of this process stands in the way of a: one
+// that goes when the plan is committed, as a configuration has no overlaps.
+func (m *Manager) uses(a Address) bool {
+	for _, us := range m.sockets {
+		for _, u := range us {
+			bound := Address{AddrPort: u.socket.local, Dual: u.socket.addr.Dual}
+			if bound.AddrPort.IsValid() && a.AddrPort.IsValid() && bound.Overlaps(a) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func (p *Plan) keep(key string, u *use) {
@@ -210,13 +224,25 @@ func (p *Plan) Commit() {
 		for _, u := range p.opened {
 			w.attach(u.socket, u.ln)
 		}
-		for _, s := range p.closing {
+	})
+	m.close(p.closing)
+}
+
+// close stops accepting on sockets without losing a connection: none begins
+// any more, those that have begun get into the queue, the queue is taken.
+func (m *Manager) close(sockets []*socket) {
+	if len(sockets) == 0 {
+		return
+	}
+	for _, s := range sockets {
+		s.refuseNew()
+	}
+	time.Sleep(settleTime)
+	m.onLoops(func(w *worker) {
+		for _, s := range sockets {
 			w.detach(s)
 		}
 	})
-	for _, s := range p.closing {
-		s.removeFile()
-	}
 }
 
 // onLoops runs f on every loop, side by side, and waits for all.
@@ -279,21 +305,15 @@ func (m *Manager) CloseServer(sv *upstream.Server, e End) {
 // StopAccepting closes all listening sockets, after taking what is in their queues.
 func (m *Manager) StopAccepting() {
 	m.mu.Lock()
-	sockets := m.sockets
-	m.sockets = map[string][]*use{}
-	m.mu.Unlock()
-	m.onLoops(func(w *worker) {
-		for _, us := range sockets {
-			for _, u := range us {
-				w.detach(u.socket)
-			}
-		}
-	})
-	for _, us := range sockets {
+	var all []*socket
+	for _, us := range m.sockets {
 		for _, u := range us {
-			u.socket.removeFile()
+			all = append(all, u.socket)
 		}
 	}
+	m.sockets = map[string][]*use{}
+	m.mu.Unlock()
+	m.close(all)
 }
 
 // Drain waits until no session is left, or until stop is closed, and then ends

@@ -29,6 +29,12 @@ type socket struct {
 
 // open listens on one address, for n loops.
 func open(a Address, n int, o *TCPOptions, inherited func(name string) []*os.File) ([]*socket, error) {
+	return openBeside(a, n, o, inherited, false)
+}
+
+// openBeside is open; with ours, sockets of this process on the same port are
+// in order, because they are about to be closed.
+func openBeside(a Address, n int, o *TCPOptions, inherited func(name string) []*os.File, ours bool) ([]*socket, error) {
 	switch {
 	case a.Systemd != "":
 		return openInherited(a, n, inherited)
@@ -36,21 +42,23 @@ func open(a Address, n int, o *TCPOptions, inherited func(name string) []*os.Fil
 		s, err := openUnix(a, n, o)
 		return []*socket{s}, err
 	default:
-		s, err := openTCP(a, n, o)
+		s, err := openTCP(a, n, o, ours)
 		return []*socket{s}, err
 	}
 }
 
-func openTCP(a Address, n int, o *TCPOptions) (*socket, error) {
+func openTCP(a Address, n int, o *TCPOptions, ours bool) (*socket, error) {
 	s := &socket{addr: a}
 	ap := a.AddrPort
-	// Without SO_REUSEPORT first: with it, the kernel lets two processes of
-	// one user share a port in silence.
-	probe, err := bindTCP(a, ap, false)
-	if err != nil {
-		return nil, explainBind(a, err)
+	if !ours {
+		// Without SO_REUSEPORT first: with it, the kernel lets two processes
+		// of one user share a port in silence.
+		probe, err := bindTCP(a, ap, false)
+		if err != nil {
+			return nil, explainBind(a, err)
+		}
+		unix.Close(probe)
 	}
-	unix.Close(probe)
 	for range n {
 		fd, err := bindTCP(a, ap, true)
 		if err == nil {
@@ -265,9 +273,40 @@ func (s *socket) close() {
 	s.removeFile()
 }
 
+// settleTime is how long handshakes that are under way get to reach the queue of a
+// socket that is about to be closed: a round trip to most clients.
+const settleTime = 100 * time.Millisecond
+
+// refuseNew keeps new connections from beginning: for TCP the kernel drops
+// SYNs from now on, which a client sends again after a second and then finds
+// the port closed, or open elsewhere; a unix socket loses its name. What is in the queue, or in
+// a handshake, is not touched. Without this, connections that arrive between
+// the last accept and the close would be reset.
+func (s *socket) refuseNew() {
+	if s.addr.Systemd != "" {
+		return // not ours to close: systemd keeps it, and its queue
+	}
+	s.removeFile()
+	if s.addr.Unix != "" {
+		return
+	}
+	// ldb [13]; jset #SYN, 0, 1; ret 0; ret -1: flags of the TCP header.
+	filter := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: 13},
+		{Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, Jt: 0, Jf: 1, K: 0x02},
+		{Code: unix.BPF_RET | unix.BPF_K, K: 0},
+		{Code: unix.BPF_RET | unix.BPF_K, K: 0xffffffff},
+	}
+	for _, fd := range s.fds {
+		// A failure, for want of option memory, leaves what there was before.
+		_ = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
+	}
+}
+
 func (s *socket) removeFile() {
 	if s.file != "" {
 		os.Remove(s.file)
+		s.file = ""
 	}
 }
 
