@@ -32,14 +32,6 @@ func descriptors(pid int) map[string]int {
 	return kinds
 }
 
-// total is the number of all descriptors.
-func total(kinds map[string]int) (n int) {
-	for _, c := range kinds {
-		n += c
-	}
-	return n
-}
-
 // pss is a process's proportional share of memory, in bytes.
 func pss(t testing.TB, pid int) int64 {
 	t.Helper()
