@@ -83,6 +83,19 @@ func rejecting(t *testing.T, name string, addresses ...string) Options {
 	return o
 }
 
+// rejects reports whether a rejecting listener is reached, and returns when
+// the session is over.
+func rejects(network, address string) error {
+	c, err := net.Dial(network, address)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = io.ReadAll(c)
+	settle()
+	return err
+}
+
 func apply(t *testing.T, m *Manager, look func(string) *upstream.Group, opts ...Options) {
 	t.Helper()
 	p, err := m.Prepare(opts, look)
@@ -132,10 +145,10 @@ func TestPrepareGivenUp(t *testing.T) {
 		}
 		for a := range sockets {
 			if network, to, ok := strings.Cut(a, ":"); ok && network == "unix" {
-				if err := reaches("unix", to); err != nil {
+				if err := rejects("unix", to); err != nil {
 					t.Errorf("%s: %v", how, err)
 				}
-			} else if err := reaches("tcp", a); err != nil {
+			} else if err := rejects("tcp", a); err != nil {
 				t.Errorf("%s: %v", how, err)
 			}
 		}
@@ -195,7 +208,7 @@ func TestCommitKeepsSockets(t *testing.T) {
 		if strings.HasPrefix(a, "unix:") {
 			network, to = "unix", a[len("unix:"):]
 		}
-		if err := reaches(network, to); (err == nil) != (now[a] != "") {
+		if err := rejects(network, to); (err == nil) != (now[a] != "") {
 			t.Errorf("%s: %v", a, err)
 		}
 	}

@@ -333,6 +333,26 @@ func TestDialCancel(t *testing.T) {
 	}
 }
 
+// The timer of a cancelled dial must not end the next one, which is the same
+// Dial used again.
+func TestDialAfterCancel(t *testing.T) {
+	d := newDialing(t, Options{})
+	full := []ServerOptions{at("a", fullPort(t), 0)}
+	const early, late = 10 * time.Millisecond, 60 * time.Millisecond
+	d.g = newTestGroup(Options{Servers: full, ConnectTimeout: early, Retries: -1}, 1)
+	theLoop().Do(func() {
+		if p := d.dl.Dial(d.g, &result{done: make(chan struct{})}, client, local); p != nil {
+			p.Cancel()
+		}
+	})
+	d.g = newTestGroup(Options{Servers: full, ConnectTimeout: late, Retries: -1}, 1)
+	begun := time.Now()
+	d.expect(d.dial(), ConnectTimeout, 0)
+	if took := time.Since(begun); took < late-early {
+		t.Errorf("timed out after %v, not %v", took, late)
+	}
+}
+
 // A server that had accepted sees a reset, not a client that says nothing.
 func TestDialCancelResets(t *testing.T) {
 	d := newDialing(t, Options{})
