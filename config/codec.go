@@ -329,12 +329,8 @@ func (v *value) listenAddress(elem int, c cty.Value) (string, []listener.Address
 		return "", nil, false
 	}
 	list, err := listener.ParseAddress(s)
-	switch {
-	case err != nil || strings.ContainsRune(s, 0):
+	if err != nil || strings.ContainsRune(s, 0) {
 		v.fail(elem, "", "%s", problem(err))
-		return s, nil, false
-	case list[0].AddrPort.Addr().Is4In6():
-		v.fail(elem, "", "%s is an IPv4 address; write it as %s", show(c), list[0].AddrPort.Addr().Unmap())
 		return s, nil, false
 	}
 	return s, list, true

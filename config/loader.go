@@ -75,7 +75,8 @@ func (l *loader) load(files []File) (*Config, *Diagnostics) {
 	var blocks []topBlock
 	for i, body := range bodies {
 		content, diags := body.Content(&rootBlock.shape().hcl)
-		if l.reportContent(diags, rootBlock, nil) {
+		lost := l.mayDefine(diags)
+		if l.reportContent(diags, rootBlock, nil) && lost {
 			l.incomplete = true
 		}
 		for _, b := range content.Blocks {
@@ -167,6 +168,19 @@ func (l *loader) evalLocals(cyclic map[string]bool, upstreams bool) {
 		pending[x.name] = v
 	}
 	flush()
+}
+
+// mayDefine reports whether what is wrong at the top of a file may hide an
+// upstream or a local that other blocks name. A block of quite another name
+// does not.
+func (l *loader) mayDefine(diags hcl.Diagnostics) bool {
+	for _, x := range diags {
+		if x.Severity == hcl.DiagError &&
+			(x.Summary != "Unsupported block type" || nearest(l.textAt(*x.Subject), []string{"upstream", "locals"}) != "") {
+			return true
+		}
+	}
+	return false
 }
 
 // reportContent rewrites what HCL says about a body that does not fit its

@@ -21,7 +21,7 @@ admin {
 }
 
 listener "tcp" "edge" {
-  address = [":1443", "example.com:443", 8080, ":80-70", "unix:run", "[::ffff:1.2.3.4]:80", true] # error: cannot listen on a host name # error: has no port # error: port range # error: relative # error: is an IPv4 address; write it as 1.2.3.4 # error: has no port
+  address = [":1443", "example.com:443", 8080, ":80-70", "unix:run", "[::ffff:1.2.3.4]:80", true] # error: cannot listen on a host name # error: has no port # error: port range # error: relative # error: has no port
   allow   = ["10.0.0.0/33"] # error: "10.0.0.0/33" is not a network
   deny    = { a = 1 } # error: deny: an object is not a list
   limits {
