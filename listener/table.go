@@ -14,7 +14,6 @@ type table struct {
 	opts   *Options
 	routes []route
 	limits *limiter // nil: none that needs state
-	ports  bool     // some route asks for the local port
 	// Timeouts with the defaults filled in; 0: off.
 	handshake, idle, halfClose, lifetime time.Duration
 }
@@ -45,9 +44,6 @@ func newTable(o *Options, groups func(name string) *upstream.Group) *table {
 		for _, s := range r.opts.Splits {
 			r.shares = append(r.shares, share{groups(s.Upstream), s.Weight})
 			r.total += s.Weight
-		}
-		for _, m := range r.opts.Match {
-			t.ports = t.ports || len(m.Port) > 0
 		}
 	}
 	return t
