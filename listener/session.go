@@ -37,7 +37,7 @@ type session struct {
 	tuned   bool
 	phase   Phase
 	retries uint8
-	routeNo int16 // -1: none
+	routeNo int32 // -1: none
 }
 
 func (s *session) live() bool { return s.id != 0 }
@@ -90,7 +90,7 @@ func (s *session) route() {
 		s.end(NoRoute, nil)
 		return
 	}
-	s.routeNo = int16(n)
+	s.routeNo = int32(n)
 	r := &t.routes[n]
 	if r.opts.Reject {
 		s.end(Denied, nil)

@@ -181,7 +181,9 @@ func openUnix(a Address, n int, o *TCPOptions) (*socket, error) {
 		}
 	}
 	if err == nil {
-		err = unix.Listen(fd, backlog(o))
+		if err = unix.Listen(fd, backlog(o)); err != nil && a.Unix[0] != '@' {
+			os.Remove(a.Unix) // made by bind a moment ago
+		}
 	}
 	if err != nil {
 		unix.Close(fd)

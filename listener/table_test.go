@@ -106,9 +106,6 @@ func TestRoute(t *testing.T) {
 			t.Errorf("%s to port %d: route %d, want %d", test.source, test.port, got, test.want)
 		}
 	}
-	if !table.ports {
-		t.Error("ports are not asked for")
-	}
 	for _, m := range [][]Match{nil, {{}}, {{Port: ports(PortRange{1, 1})}, {}}} {
 		all := newTable(&Options{Routes: []RouteOptions{{Match: m}}}, noGroups)
 		if all.route(addr("10.0.0.1"), 80) != 0 || all.route(addr("unix"), 0) != 0 {

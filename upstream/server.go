@@ -101,11 +101,19 @@ func (s *Server) Release() { s.active.Add(-1) }
 
 // lease takes one of max sessions, 0: unlimited.
 func (s *Server) lease(max int) bool {
-	if n := s.active.Add(1); max > 0 && n > int64(max) {
-		s.active.Add(-1)
-		return false
+	if max <= 0 {
+		s.active.Add(1)
+		return true
 	}
-	return true
+	for {
+		n := s.active.Load()
+		if n >= int64(max) {
+			return false
+		}
+		if s.active.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
 }
 
 func (s *Server) stats(o ServerOptions) ServerStats {

@@ -28,6 +28,7 @@ func (s *Server) watch(env *Env, opts []health.Options) {
 	}
 	s.unwatch()
 	if len(opts) == 0 {
+		s.checkErr.Store(nil)
 		s.setUp(env, true, nil)
 		return
 	}
