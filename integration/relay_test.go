@@ -202,14 +202,17 @@ func TestRelayResetTravels(t *testing.T) {
 	t.Parallel()
 	t.Run("from the client", func(t *testing.T) {
 		t.Parallel()
-		got := make(chan error, 1)
+		got, begun := make(chan error, 1), make(chan struct{})
 		s := Serve(t, func(c Conn) {
+			io.ReadFull(c, make([]byte, 1))
+			close(begun)
 			_, err := io.Copy(io.Discard, c)
 			got <- err
 		})
 		p := Start(t, oneUpstream("", "", s.Addr()))
 		c := Dial(t, p.Addr("edge"))
 		Send(t, c, strings.Repeat("x", 1<<20))
+		<-begun // it would be a reset while connecting
 		reset(c)
 		if err := <-got; err == nil {
 			t.Error("the server saw a clean end after the client's reset")
