@@ -25,7 +25,7 @@ func (r *Relay) copy(src, dst *side, want int) int {
 	case errno == unix.EINTR:
 		return 0
 	case errno != 0:
-		src.errno = uint16(errno)
+		src.errno = uint8(errno)
 		return 0
 	case n == 0:
 		src.state = src.state&^readable | eof
@@ -47,7 +47,13 @@ func (r *Relay) copy(src, dst *side, want int) int {
 	if dst.state&broken != 0 {
 		return n // thrown away, see writeFailed
 	}
-	w, errno := send(dst.fd, buf[:n])
+	flags := unix.MSG_NOSIGNAL
+	if n < want && src.state&fin != 0 {
+		// The next read ends the stream: the kernel holds the bytes back
+		// until the shutdown, and FIN goes with them in one segment.
+		flags |= unix.MSG_MORE
+	}
+	w, errno := send(dst.fd, buf[:n], flags)
 	if errno != 0 && errno != unix.EAGAIN && errno != unix.EINTR {
 		r.writeFailed(src, dst, errno)
 		return n
@@ -69,7 +75,7 @@ func (r *Relay) flush(src, dst *side) {
 		return
 	}
 	k := src.kept
-	w, errno := send(dst.fd, k.buf[k.from:k.to])
+	w, errno := send(dst.fd, k.buf[k.from:k.to], unix.MSG_NOSIGNAL)
 	if errno != 0 && errno != unix.EAGAIN && errno != unix.EINTR {
 		r.writeFailed(src, dst, errno)
 		return

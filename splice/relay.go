@@ -35,14 +35,15 @@ type Counters struct {
 }
 
 const (
-	readable   uint8 = 1 << iota // reading may bring something
-	writable                     // writing may be taken
-	eof                          // the peer has finished sending
-	hurry                        // a FIN or an error is near: a short read does not mean empty
-	shut                         // we have finished sending to it
-	broken                       // writing failed: nothing goes there any more
-	splicing                     // what is read here is spliced
-	noSplicing                   // splice(2) cannot be used here
+	readable   uint16 = 1 << iota // reading may bring something
+	writable                      // writing may be taken
+	eof                           // the peer has finished sending
+	hurry                         // a FIN or an error is near: a short read does not mean empty
+	shut                          // we have finished sending to it
+	broken                        // writing failed: nothing goes there any more
+	splicing                      // what is read here is spliced
+	noSplicing                    // splice(2) cannot be used here
+	fin                           // the peer's FIN is in: what is read next is the last
 )
 
 // side is one of the two sockets, and the direction that reads from it.
@@ -52,9 +53,9 @@ type side struct {
 	pipe  *pipe  // spliced from here, not yet taken by the other side
 	bytes uint64 // read here and taken by the other side
 	fd    int32
-	state uint8
-	runs  uint8  // copying: full reads in a row; splicing: meagre splices in a row
-	errno uint16 // why reading failed, or writing (with broken)
+	state uint16
+	runs  uint8 // copying: full reads in a row; splicing: meagre splices in a row
+	errno uint8 // why reading failed, or writing (with broken); Linux has 133
 }
 
 // Relay joins two sockets. It is embedded in its session. All methods are for
@@ -174,6 +175,9 @@ func (r *Relay) ready(s *side, ev reactor.Events) {
 	}
 	if ev&(reactor.PeerShut|reactor.Hangup|reactor.Failed|reactor.Urgent) != 0 {
 		s.state |= readable | hurry
+		if ev&(reactor.PeerShut|reactor.Failed) == reactor.PeerShut {
+			s.state |= fin
+		}
 		if ev&reactor.Urgent != 0 {
 			// The byte stays in its place in the stream (RFC 6093, section 6).
 			// A splice would never get past the mark.
@@ -304,7 +308,7 @@ func (r *Relay) resetBy(s *side) Cause {
 func (r *Relay) writeFailed(src, dst *side, errno unix.Errno) {
 	r.drop(src)
 	dst.state |= broken | writable | readable | hurry
-	dst.errno = uint16(errno)
+	dst.errno = uint8(errno)
 	r.again() // dst's own direction may have had its turn already
 }
 

@@ -40,7 +40,7 @@ func (r *Relay) splice(src, dst *side, want int) int {
 			// Nothing was taken from the socket: go on by copying.
 			src.state = src.state&^splicing | noSplicing
 		default:
-			src.errno = uint16(errno)
+			src.errno = uint8(errno)
 		}
 		return 0
 	}

@@ -14,8 +14,8 @@ func recv(fd int32, b []byte) (int, unix.Errno) {
 	return int(n), errno
 }
 
-func send(fd int32, b []byte) (int, unix.Errno) {
-	n, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), unix.MSG_NOSIGNAL, 0, 0)
+func send(fd int32, b []byte, flags int) (int, unix.Errno) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), uintptr(flags), 0, 0)
 	if errno != 0 {
 		return 0, errno
 	}
@@ -46,13 +46,13 @@ func abortive(fd int32) {
 	unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 }
 
-func socketError(fd int32) uint16 {
+func socketError(fd int32) uint8 {
 	e, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
 	if err != nil {
-		return uint16(unix.EIO)
+		return uint8(unix.EIO)
 	}
 	if e == 0 {
 		e = int(unix.ECONNRESET) // a hang-up without an error of its own
 	}
-	return uint16(e)
+	return uint8(e)
 }
