@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"edgeproxy/listener"
+	"edgeproxy/tlsterm"
 	"edgeproxy/upstream"
 )
 
@@ -29,6 +30,7 @@ type Process struct {
 	MaxConnections  int           // sessions at one time; 0: what the descriptor limit allows
 	User            string        // privileges are dropped to this user after binding; "": none are
 	Steering        string        // auto, off; "": auto
+	KernelTLS       string        // off, auto; "": off
 	ShutdownTimeout time.Duration // SIGTERM to the end of the last session; 0: DefaultShutdownTimeout
 }
 
@@ -57,6 +59,7 @@ type Config struct {
 	Log       Log
 	AccessLog AccessLog
 	Admin     Admin
+	TLS       []tlsterm.Options
 	Listeners []listener.Options
 	Upstreams []upstream.Options
 }

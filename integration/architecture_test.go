@@ -20,21 +20,24 @@ import (
 // about the architecture, and docs/architecture.md is to say why. Imports run
 // one way, from the command line down to the loops:
 //
-//	cmd → {config, internal/admin} → listener → {splice, upstream} → {balance, internal/reactor}
+//	cmd → {config, internal/admin} → listener → {splice, upstream, tlsterm, internal/sniff} → {balance, internal/reactor, internal/tlsrecord}
 //
 // and config imports what it configures. A package that is missing here may
 // import nothing of the module.
 var imports = map[string][]string{
 	"cmd/edgeproxy": {
-		"config", "listener", "upstream", "health",
+		"config", "listener", "upstream", "health", "tlsterm",
 		"internal/accesslog", "internal/admin", "internal/demo", "internal/logging", "internal/reactor", "internal/sdnotify", "internal/version",
 	},
-	"config":             {"balance", "health", "listener", "upstream"},
-	"internal/admin":     {"internal/histogram", "internal/reactor", "internal/version", "listener", "upstream"},
+	"config":             {"balance", "health", "internal/sniff", "listener", "tlsterm", "upstream"},
+	"internal/admin":     {"internal/histogram", "internal/reactor", "internal/version", "listener", "tlsterm", "upstream"},
 	"internal/accesslog": {"internal/logging", "listener"},
-	"listener":           {"internal/histogram", "internal/reactor", "splice", "upstream"},
-	"upstream":           {"balance", "health", "internal/histogram", "internal/proxyproto", "internal/reactor"},
-	"splice":             {"internal/reactor"},
+	"listener":           {"internal/histogram", "internal/proxyproto", "internal/reactor", "internal/sniff", "internal/tlsrecord", "splice", "tlsterm", "upstream"},
+	"upstream":           {"balance", "health", "internal/histogram", "internal/proxyproto", "internal/reactor", "tlsterm"},
+	"health":             {"internal/proxyproto"},
+	"splice":             {"internal/ktls", "internal/reactor", "internal/tlsrecord"},
+	"tlsterm":            {"internal/histogram", "internal/ktls", "internal/tlsrecord", "tlsterm/acme"},
+	"internal/ktls":      {"internal/tlsrecord"},
 	"internal/reactor":   {"internal/histogram"},
 }
 

@@ -3,6 +3,8 @@ package listener
 import (
 	"net/netip"
 	"time"
+
+	"edgeproxy/internal/sniff"
 )
 
 // Defaults of [Options].
@@ -22,11 +24,14 @@ type Limits struct {
 	RatePerSource        float64 // … of one source address (IPv6: of one /64)
 	BandwidthIn          int64   // bytes per second of one session, client to server
 	BandwidthOut         int64   // bytes per second of one session, server to client
+	Handshakes           int     // TLS handshakes under way at one time
+	HandshakeRate        float64 // TLS handshakes begun per second
 }
 
 // Timeouts of a session. Zero: the default; negative: off.
 type Timeouts struct {
 	Handshake time.Duration // from accept until a server is connected to; DefaultHandshake
+	Sniff     time.Duration // a client silent for so long is routed as one whose first bytes are unknown; default: off
 	Idle      time.Duration // no byte in either direction; DefaultIdle
 	HalfClose time.Duration // no byte, after one side has finished sending; DefaultHalfClose
 	Lifetime  time.Duration // from accept to the end; default: off
@@ -44,6 +49,18 @@ type TCPOptions struct {
 type Match struct {
 	Source []netip.Prefix // client address
 	Port   []PortRange    // local port the client connected to
+	// SNI holds host names in lower case without a trailing dot; "*.example.com"
+	// stands for every name below example.com, at any depth. Host is the same
+	// for the Host header of HTTP/1 requests.
+	SNI      []string
+	Host     []string
+	Path     []string         // HTTP/1 request targets that begin with one of these
+	ALPN     []string         // protocols, one of which the ClientHello offers
+	Protocol []sniff.Protocol // what the first bytes look like
+	// ClientName holds names that the client's verified certificate bears: a
+	// DNS, e-mail or URI subject alternative name, or the common name; in the
+	// form of SNI. Only for routes with TLS.
+	ClientName []string
 }
 
 // PortRange is inclusive.
@@ -61,6 +78,7 @@ type RouteOptions struct {
 	Match  []Match // any of them; none: every session
 	Splits []Split // one element: all of it to one upstream
 	Reject bool    // close with `denied`
+	TLS    string  // name of the `tls` block that terminates the session here; "": it is passed through
 }
 
 // Options describe a TCP listener.
@@ -69,6 +87,9 @@ type Options struct {
 	Addresses []Address
 	Allow     []netip.Prefix // empty: all
 	Deny      []netip.Prefix // wins over Allow
+	// AcceptProxy is where sessions come from that begin with a PROXY header;
+	// from there each must. A header from elsewhere is an error. Empty: none.
+	AcceptProxy []netip.Prefix
 	Limits    Limits
 	Timeouts  Timeouts
 	TCP       TCPOptions

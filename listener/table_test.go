@@ -157,7 +157,7 @@ func TestTimeoutDefaults(t *testing.T) {
 	if def.handshake != DefaultHandshake || def.idle != DefaultIdle || def.halfClose != DefaultHalfClose || def.lifetime != 0 {
 		t.Errorf("defaults: %+v", def)
 	}
-	off := newTable(&Options{Timeouts: Timeouts{-1, -1, -1, -1}}, noGroups)
+	off := newTable(&Options{Timeouts: Timeouts{Handshake: -1, Idle: -1, HalfClose: -1, Lifetime: -1}}, noGroups)
 	if off.handshake != 0 || off.idle != 0 || off.halfClose != 0 || off.lifetime != 0 {
 		t.Errorf("off: %+v", off)
 	}

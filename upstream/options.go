@@ -6,6 +6,7 @@ import (
 
 	"edgeproxy/balance"
 	"edgeproxy/health"
+	"edgeproxy/tlsterm"
 )
 
 // Defaults of [Options].
@@ -64,4 +65,5 @@ type Options struct {
 	OnDown         OnDown
 	Resolve        time.Duration // host names are looked up this often; 0: DefaultResolve
 	TCP            TCPOptions
+	TLS            *tlsterm.ClientOptions // re-encryption; nil: none
 }
