@@ -42,7 +42,21 @@ var imports = map[string][]string{
 }
 
 // testImports is what tests may import in addition.
-var testImports = map[string][]string{}
+var testImports = map[string][]string{
+	"cmd/edgeproxy":      {"internal/testcert"},
+	"config":             {"internal/testcert"},
+	"health":             {"internal/testcert"},
+	"integration":        {"internal/testcert"},
+	"internal/admin":     {"internal/testcert"},
+	"internal/ktls":      {"internal/testcert"},
+	"internal/sniff":     {"internal/testcert"},
+	"internal/tlsrecord": {"internal/testcert"},
+	"listener":           {"internal/testcert"},
+	"splice":             {"internal/testcert"},
+	"tlsterm":            {"internal/testcert"},
+	"tlsterm/acme":       {"internal/testcert"},
+	"upstream":           {"internal/testcert"},
+}
 
 // trees are programs of several packages, which know each other and nothing
 // else of the module: the benchmark measures edgeproxy as it measures its peers.
