@@ -1,9 +1,14 @@
-// Package proxyproto writes headers of the PROXY protocol, versions 1 and 2,
-// as its specification (HAProxy's doc/proxy-protocol.txt) says in sections 2.1
-// and 2.2. The header is the first thing sent on a connection to a server and
-// tells it the addresses of the connection that is relayed.
+// Package proxyproto reads and writes headers of the PROXY protocol, versions 1
+// and 2, as its specification (HAProxy's doc/proxy-protocol.txt) says in
+// sections 2.1 and 2.2. The header is the first thing sent on a connection to a
+// server and tells it the addresses of the connection that is relayed; in
+// version 2, by TLVs, also what was learned of it.
 //
-// A header has one address family for both ends. Both versions treat pairs of
+// [Header.Parse] reads one from bytes that may have come in pieces and were
+// peeked at: it says how many to consume. [AppendV1], [AppendV2],
+// [AppendV2TLVs] and [AppendV2Local] write them.
+//
+// A header that is sent has one address family for both ends. Both versions treat pairs of
 // addresses alike:
 //
 //   - IPv4 on both ends, be it IPv4-mapped (a dual-stack socket's view of an
