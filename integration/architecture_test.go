@@ -71,6 +71,7 @@ var foreign = map[string][]string{
 	"github.com/coreos/go-systemd/v22":  {"internal/sdnotify"},
 	"github.com/agext/levenshtein":      {"cmd/edgeproxy"},
 	"github.com/apparentlymart/go-cidr": {"config"},
+	"github.com/fsnotify/fsnotify":      {"tlsterm"},
 	"github.com/hashicorp/hcl/v2":       {"config"},
 	"github.com/mitchellh/go-wordwrap":  {"config"},
 	"github.com/prometheus":             {"internal/admin"},
@@ -78,7 +79,8 @@ var foreign = map[string][]string{
 	"github.com/spf13/pflag":            {"cmd/edgeproxy"},
 	"github.com/zclconf/go-cty":         {"config"},
 	"go.uber.org/zap":                   {"cmd/edgeproxy", "health", "internal/admin", "internal/logging", "listener", "upstream"},
-	"golang.org/x/sys/unix":             {"cmd/edgeproxy", "health", "integration", "internal/accesslog", "internal/admin", "internal/logging", "internal/reactor", "internal/sdnotify", "listener", "splice", "upstream"},
+	"golang.org/x/crypto":               {"internal/tlsrecord", "tlsterm"},
+	"golang.org/x/sys/unix":             {"cmd/edgeproxy", "health", "integration", "internal/accesslog", "internal/admin", "internal/ktls", "internal/logging", "internal/reactor", "internal/sdnotify", "listener", "splice", "upstream"},
 	"golang.org/x/term":                 {"cmd/edgeproxy"},
 	"gonum.org/v1/plot":                 {"integration/bench"},
 }
