@@ -1,0 +1,2 @@
+// Package ktls is TLS in the kernel.
+package ktls
