@@ -9,7 +9,9 @@ import (
 	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"math/big"
@@ -41,11 +43,12 @@ type wire struct {
 }
 
 type stream struct {
-	mu    sync.Mutex
-	wake  sync.Cond
-	buf   bytes.Buffer
-	all   []byte // everything ever written
-	quiet bool   // reads do not wait
+	mu      sync.Mutex
+	wake    sync.Cond
+	buf     bytes.Buffer
+	all     []byte // everything ever written
+	quiet   bool   // reads do not wait
+	discard bool   // writes are lost
 }
 
 func newWires() (a, b *wire) {
@@ -71,6 +74,9 @@ func (w *wire) Write(b []byte) (int, error) {
 	s := w.out
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.discard {
+		return len(b), nil
+	}
 	s.buf.Write(b)
 	s.all = append(s.all, b...)
 	s.wake.Broadcast()
@@ -245,6 +251,36 @@ func peer(tb testing.TB, k kind, role Role) (ours *Conn, w *wire, theirs *tls.Co
 	return s.conn(tb, Server, 0, tickets), s.serverWire, s.client
 }
 
+// pair is both ends of a made-up session.
+func pair(tb testing.TB, k kind) (client, server *Conn) {
+	tb.Helper()
+	secret := func(b byte, n int) []byte {
+		s := make([]byte, n)
+		for i := range s {
+			s[i] = b + byte(i)
+		}
+		return s
+	}
+	end := func(role Role) *Conn {
+		var c *Conn
+		var err error
+		if p := find(k.version, k.suite); p.tls13 {
+			in, out := secret('s', p.hashLen()), secret('c', p.hashLen())
+			if role == Server {
+				in, out = out, in
+			}
+			c, err = New13(role, k.suite, in, out, 0, 0)
+		} else {
+			c, err = New12(role, k.suite, secret('m', 48), secret('c', 32), secret('s', 32), 1, 1)
+		}
+		if err != nil {
+			tb.Fatal(err)
+		}
+		return c
+	}
+	return end(Client), end(Server)
+}
+
 type record struct {
 	typ   byte
 	plain []byte
@@ -278,14 +314,69 @@ func openAll(tb testing.TB, c *Conn, b []byte) (all []record) {
 	return all
 }
 
-// seal makes one record of its own buffer.
+// seal makes one record in a buffer of its own.
 func seal(c *Conn, typ byte, plain []byte) []byte {
 	buf := make([]byte, c.Header()+len(plain)+c.Trailer())
 	copy(buf[c.Header():], plain)
 	return c.Seal(typ, buf, len(plain))
 }
 
-// readSome reads what has arrived for a crypto/tls end: n bytes.
+// forge seals what Seal would not: any outer type, and any inner plaintext,
+// which in TLS 1.3 has the type and the padding in it.
+func forge(c *Conn, outer byte, inner []byte) []byte {
+	h, p := &c.out, c.p
+	n := len(inner) + tagLen
+	rec := []byte{outer, 3, 3, 0, 0}
+	ad := rec
+	if !p.tls13 {
+		ad = c.ad12(h.seq, outer, len(inner))
+	}
+	if p.explicit {
+		n += explicitLen
+		rec = binary.BigEndian.AppendUint64(rec, h.seq)
+		binary.BigEndian.PutUint64(h.iv[4:], h.seq)
+	} else {
+		h.maskIV()
+		defer h.maskIV()
+	}
+	rec[3], rec[4] = byte(n>>8), byte(n)
+	if p.tls13 {
+		ad = bytes.Clone(rec)
+	}
+	if h.aead == nil {
+		h.aead = p.mustAEAD(&h.key)
+	}
+	rec = h.aead.Seal(rec, h.iv[:], inner, ad)
+	defer func() { h.seq++ }()
+	return rec
+}
+
+// typed seals a plaintext as a record of any type: the inner one in TLS 1.3.
+func typed(c *Conn, typ byte, plain []byte) []byte {
+	if c.p.tls13 {
+		return forge(c, ApplicationData, append(bytes.Clone(plain), typ))
+	}
+	return forge(c, typ, plain)
+}
+
+// take1 lets c have one record, and Control too if it is none of data.
+func take1(c *Conn, rec []byte) (typ byte, plain []byte, event Event, err error) {
+	if typ, plain, err = c.Open(nil, bytes.Clone(rec)); err == nil && typ != ApplicationData {
+		event, err = c.Control(typ, plain)
+	}
+	return typ, plain, event, err
+}
+
+// wantAlert checks that err is to be answered with an alert.
+func wantAlert(tb testing.TB, err error, alert uint8) {
+	tb.Helper()
+	var e *AlertError
+	if !errors.As(err, &e) || e.Alert != alert || e.Remote {
+		tb.Errorf("error %v, want alert %s (%d)", err, AlertName(alert), alert)
+	}
+}
+
+// readSome reads n bytes that have arrived for a crypto/tls end.
 func readSome(conn *tls.Conn, n int) ([]byte, error) {
 	b := make([]byte, n)
 	m, err := io.ReadFull(conn, b)
