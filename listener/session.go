@@ -85,7 +85,7 @@ func (e errLimit) Error() string { return "limits." + string(e) + " is reached" 
 // route chooses the upstream, and begins to connect.
 func (s *session) route() {
 	w, t := s.a.w, s.table
-	n := t.route(s.source.Addr(), s.localPort())
+	n := t.route(&facts{source: s.source.Addr(), port: s.localPort()})
 	if n < 0 {
 		s.end(NoRoute, nil)
 		return

@@ -3,8 +3,10 @@ package listener
 import (
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"time"
 
+	"edgeproxy/internal/sniff"
 	"edgeproxy/upstream"
 )
 
@@ -16,6 +18,14 @@ type table struct {
 	limits *limiter // nil: none that needs state
 	// Timeouts with the defaults filled in; 0: off.
 	handshake, idle, halfClose, lifetime time.Duration
+
+	entries   []entry    // those that sni and host know
+	nameless  []entry    // the others, in order
+	sni, host *nameIndex // nil: no such condition
+	alpn      alpnBits
+	want      sniff.Set // all that is ever sniffed
+	steps     []step
+	reverify  bool // some route asks for names in the client's certificate
 }
 
 type route struct {
@@ -46,7 +56,96 @@ func newTable(o *Options, groups func(name string) *upstream.Group) *table {
 			r.total += s.Weight
 		}
 	}
+	t.index()
 	return t
+}
+
+// index prepares what route and sniffs look at.
+func (t *table) index() {
+	var sni, host []named
+	for i := range t.routes {
+		o := t.routes[i].opts
+		if len(o.Match) == 0 {
+			t.nameless = append(t.nameless, entry{route: int32(i)})
+		}
+		for j := range o.Match {
+			m := &o.Match[j]
+			r := entry{match: m, route: int32(i), alpn: t.alpn.add(m.ALPN)}
+			r.more = len(m.ALPN)+len(m.Path)+len(m.Protocol)+len(m.ClientName) > 0
+			t.reverify = t.reverify || len(m.ClientName) > 0
+			if len(m.SNI)+len(m.Host) == 0 {
+				t.nameless = append(t.nameless, r)
+				continue
+			}
+			n := int32(len(t.entries))
+			t.entries = append(t.entries, r)
+			switch {
+			case len(m.Host) == 0:
+				for _, name := range m.SNI {
+					sni = append(sni, named{name, n})
+				}
+			case len(m.SNI) == 0:
+				for _, name := range m.Host {
+					host = append(host, named{name, n})
+				}
+			}
+			// With both it is in neither: one is of TLS, the other of plain text.
+		}
+	}
+	t.sni, t.host = newNameIndex(sni), newNameIndex(host)
+	t.plan()
+}
+
+// plan writes down in what order sniffs must ask: of 100 000 routes by SNI on
+// any address only the first one matters.
+func (t *table) plan() {
+	var always sniff.Set // wanted of every session that gets this far
+	var pending []string // tls blocks of the routes so far that a certificate may rule out
+	add := func(o *RouteOptions, m *Match, want sniff.Set) (last bool) {
+		if want == 0 && slices.ContainsFunc(pending, func(tls string) bool { return tls != o.TLS }) {
+			return false // not for sessions that are asked about again
+		}
+		s := step{match: m, want: want}
+		if m != nil && len(m.Source)+len(m.Port) == 0 {
+			s.match = nil
+			always |= want
+		}
+		t.want |= want
+		t.steps = append(t.steps, s)
+		return s.match == nil && want == 0
+	}
+	defer func() {
+		if t.want == 0 {
+			t.steps = nil
+		}
+	}()
+	for i := range t.routes {
+		o := t.routes[i].opts
+		if len(o.Match) == 0 && add(o, nil, 0) {
+			return
+		}
+		for j := range o.Match {
+			m := &o.Match[j]
+			want := m.sniffs()
+			if len(m.ClientName) > 0 {
+				if o.TLS == "" {
+					continue // never holds
+				}
+				if !slices.Contains(pending, o.TLS) {
+					pending = append(pending, o.TLS)
+				}
+				if want == 0 {
+					continue
+				}
+			}
+			if want != 0 && want|always == always {
+				continue
+			}
+			if add(o, m, want) {
+				return
+			}
+		}
+	}
 }
 
 func timeout(d, def time.Duration) time.Duration {
@@ -83,35 +182,73 @@ func contains(ps []netip.Prefix, a netip.Addr) bool {
 	return false
 }
 
-// route returns the first route that matches, -1 if none does.
-func (t *table) route(source netip.Addr, port uint16) int {
-	for i := range t.routes {
-		ms := t.routes[i].opts.Match
-		if len(ms) == 0 {
-			return i
-		}
-		for j := range ms {
-			if ms[j].matches(source, port) {
-				return i
+// proxied reports whether sessions from source begin with a PROXY header.
+func (t *table) proxied(source netip.Addr) bool { return contains(t.opts.AcceptProxy, source) }
+
+// route returns the first route that matches, -1 if none does. Before
+// termination a client's certificate is not known: routes that ask for names in
+// it match if all else does, and are to be asked again with facts.tls set.
+//
+// It is what trying the routes one by one would find. Rules with names are
+// looked up, the others tried in order; the smallest number of all wins.
+func (t *table) route(f *facts) int {
+	var offered uint64
+	best := int32(len(t.routes))
+	if f.info != nil {
+		offered = t.alpn.offered(f.info)
+		try := func(list []int32) {
+			for _, i := range list {
+				r := &t.entries[i]
+				if r.route >= best {
+					return
+				}
+				if t.matches(r, f, offered) {
+					best = r.route
+					return
+				}
 			}
 		}
-	}
-	return -1
-}
-
-func (m *Match) matches(source netip.Addr, port uint16) bool {
-	if len(m.Source) > 0 && !contains(m.Source, source) {
-		return false
-	}
-	if len(m.Port) == 0 {
-		return true
-	}
-	for _, r := range m.Port {
-		if port >= r.From && port <= r.To {
-			return true
+		if t.sni != nil && len(f.info.ServerName) > 0 {
+			t.sni.lookup(f.info.ServerName, try)
+		}
+		if t.host != nil && len(f.info.Host) > 0 {
+			t.host.lookup(f.info.Host, try)
 		}
 	}
-	return false
+	for i := range t.nameless {
+		r := &t.nameless[i]
+		if r.route >= best {
+			break
+		}
+		if t.matches(r, f, offered) {
+			return int(r.route)
+		}
+	}
+	if best == int32(len(t.routes)) {
+		return -1
+	}
+	return int(best)
+}
+
+// sniffs returns what the first bytes of a session must be searched for before
+// it can be routed; 0 if its addresses decide already. Only those are asked.
+func (t *table) sniffs(f *facts) (want sniff.Set) {
+	for i := range t.steps {
+		s := &t.steps[i]
+		if s.match != nil && !s.match.reaches(f.source, f.port) {
+			continue
+		}
+		if want |= s.want; s.want == 0 || want == t.want {
+			break
+		}
+	}
+	return want
+}
+
+// step is a match as sniffs sees it.
+type step struct {
+	match *Match    // nil: no condition on addresses
+	want  sniff.Set // 0: it holds, whatever the bytes are
 }
 
 // group chooses among the route's upstreams by weight.

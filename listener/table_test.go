@@ -102,17 +102,17 @@ func TestRoute(t *testing.T) {
 	}
 	table := newTable(o, noGroups)
 	for _, test := range tests {
-		if got := table.route(addr(test.source), test.port); got != test.want {
+		if got := table.route(&facts{source: addr(test.source), port: test.port}); got != test.want {
 			t.Errorf("%s to port %d: route %d, want %d", test.source, test.port, got, test.want)
 		}
 	}
 	for _, m := range [][]Match{nil, {{}}, {{Port: ports(PortRange{1, 1})}, {}}} {
 		all := newTable(&Options{Routes: []RouteOptions{{Match: m}}}, noGroups)
-		if all.route(addr("10.0.0.1"), 80) != 0 || all.route(addr("unix"), 0) != 0 {
+		if all.route(&facts{source: addr("10.0.0.1"), port: 80}) != 0 || all.route(&facts{}) != 0 {
 			t.Errorf("a route with matches %v does not take all", m)
 		}
 	}
-	if newTable(&Options{}, noGroups).route(addr("10.0.0.1"), 80) != -1 {
+	if newTable(&Options{}, noGroups).route(&facts{source: addr("10.0.0.1"), port: 80}) != -1 {
 		t.Error("a route was found where there is none")
 	}
 }
