@@ -74,6 +74,7 @@ var foreign = map[string][]string{
 	"github.com/fsnotify/fsnotify":      {"tlsterm"},
 	"github.com/hashicorp/hcl/v2":       {"config"},
 	"github.com/mitchellh/go-wordwrap":  {"config"},
+	"github.com/pires/go-proxyproto":    {"internal/proxyproto"}, // tests only
 	"github.com/prometheus":             {"internal/admin"},
 	"github.com/spf13/cobra":            {"cmd/edgeproxy"},
 	"github.com/spf13/pflag":            {"cmd/edgeproxy"},

@@ -98,9 +98,10 @@ func next(tlvs []byte) (t Type, value, rest []byte, ok bool) {
 
 // parseTLVs reads h.TLVs, the end of a whole header. Text is not looked into.
 func (h *Header) parseTLVs(header []byte) error {
-	// Whoever comes next may take the first of two, where this program took
-	// the last: neither is to be trusted.
-	var seen [TypeSSL + 1]bool
+	// The next receiver may take the first of two where this one takes the
+	// last: neither is to be trusted.
+	const once = 1<<TypeALPN | 1<<TypeAuthority | 1<<TypeCRC32C | 1<<TypeUniqueID | 1<<TypeSSL
+	var seen uint64
 	rest := h.TLVs
 	for len(rest) > 0 {
 		at := len(header) - len(rest)
@@ -109,6 +110,11 @@ func (h *Header) parseTLVs(header []byte) error {
 			return errTLVOverrun
 		}
 		rest = after
+		bit := uint64(once) & (1 << t)
+		if seen&bit != 0 {
+			return errTLVTwice
+		}
+		seen |= bit
 		switch t {
 		case TypeALPN:
 			h.ALPN = value
@@ -132,13 +138,7 @@ func (h *Header) parseTLVs(header []byte) error {
 				return errSSL
 			}
 			h.ssl = value
-		default:
-			continue
 		}
-		if seen[t] {
-			return errTLVTwice
-		}
-		seen[t] = true
 	}
 	return nil
 }
