@@ -39,6 +39,7 @@ var imports = map[string][]string{
 	"tlsterm":            {"internal/histogram", "internal/ktls", "internal/tlsrecord", "tlsterm/acme"},
 	"internal/ktls":      {"internal/tlsrecord"},
 	"internal/reactor":   {"internal/histogram"},
+	"internal/testacme":  {"internal/testcert"},
 }
 
 // testImports is what tests may import in addition.
@@ -46,7 +47,7 @@ var testImports = map[string][]string{
 	"cmd/edgeproxy":      {"internal/testcert"},
 	"config":             {"internal/testcert"},
 	"health":             {"internal/testcert"},
-	"integration":        {"internal/testcert"},
+	"integration":        {"internal/testacme", "internal/testcert"},
 	"internal/admin":     {"internal/testcert"},
 	"internal/ktls":      {"internal/testcert"},
 	"internal/sniff":     {"internal/testcert"},
@@ -54,7 +55,7 @@ var testImports = map[string][]string{
 	"listener":           {"internal/testcert"},
 	"splice":             {"internal/testcert"},
 	"tlsterm":            {"internal/testcert"},
-	"tlsterm/acme":       {"internal/testcert"},
+	"tlsterm/acme":       {"internal/testacme", "internal/testcert"},
 	"upstream":           {"internal/testcert"},
 }
 
@@ -72,14 +73,18 @@ var foreign = map[string][]string{
 	"github.com/agext/levenshtein":      {"cmd/edgeproxy"},
 	"github.com/apparentlymart/go-cidr": {"config"},
 	"github.com/fsnotify/fsnotify":      {"tlsterm"},
+	"github.com/caddyserver/certmagic":  {"tlsterm/acme"},
 	"github.com/hashicorp/hcl/v2":       {"config"},
+	"github.com/letsencrypt/pebble":     {"internal/testacme"},
+	"github.com/mholt/acmez/v3":         {"tlsterm/acme"},
+	"github.com/miekg/dns":              {"internal/testacme"},
 	"github.com/mitchellh/go-wordwrap":  {"config"},
 	"github.com/pires/go-proxyproto":    {"internal/proxyproto"}, // tests only
 	"github.com/prometheus":             {"internal/admin"},
 	"github.com/spf13/cobra":            {"cmd/edgeproxy"},
 	"github.com/spf13/pflag":            {"cmd/edgeproxy"},
 	"github.com/zclconf/go-cty":         {"config"},
-	"go.uber.org/zap":                   {"cmd/edgeproxy", "health", "internal/admin", "internal/logging", "listener", "upstream"},
+	"go.uber.org/zap":                   {"cmd/edgeproxy", "health", "internal/admin", "internal/logging", "listener", "tlsterm", "upstream"},
 	"golang.org/x/crypto":               {"internal/tlsrecord", "tlsterm"},
 	"golang.org/x/sys/unix":             {"cmd/edgeproxy", "health", "integration", "internal/accesslog", "internal/admin", "internal/ktls", "internal/logging", "internal/reactor", "internal/sdnotify", "listener", "splice", "upstream"},
 	"golang.org/x/term":                 {"cmd/edgeproxy"},
