@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"time"
@@ -14,20 +15,28 @@ import (
 // check looks at what no single attribute can tell, and completes the Config.
 func (l *loader) check() {
 	cfg := &l.root.cfg
-	used := make(map[string]bool)
+	tlsByName := make(map[string]*tlsNode, len(l.root.tls))
+	for _, n := range l.root.tls {
+		l.checkTLS(n)
+		if tlsByName[n.name] == nil {
+			tlsByName[n.name] = n
+		}
+		cfg.TLS = append(cfg.TLS, n.opts)
+	}
+	used := uses{upstreams: make(map[string]bool), tls: make(map[string]bool)}
 	ov := newOverlaps()
 	for _, n := range l.root.listeners {
 		n.opts.Name = n.name
 		n.opts.Addresses = n.bound.list
-		l.checkRoutes(n, used)
+		l.checkListener(n)
+		l.checkRoutes(n, tlsByName, used)
 		l.checkOverlaps(ov, n)
 		cfg.Listeners = append(cfg.Listeners, n.opts)
 	}
 	if a := l.root.admin; a != nil && a.admin.Address != "" {
-		if list, err := listener.ParseAddress(a.admin.Address); err == nil {
-			l.checkOverlaps(ov, &listenerNode{node: a.node, bound: boundAddresses{list: list, text: []string{a.admin.Address}, ends: []int{1}}})
-		}
+		l.checkBinder(ov, a.node, "the admin server", "address", a.admin.Address)
 	}
+	l.checkChallenges(ov)
 	for _, n := range l.root.upstreams {
 		l.checkUpstream(n)
 		cfg.Upstreams = append(cfg.Upstreams, n.opts)
@@ -36,92 +45,38 @@ func (l *loader) check() {
 		return // what is in error may have been its user
 	}
 	for _, n := range l.root.upstreams {
-		if !used[n.name] {
+		if !used.upstreams[n.name] {
 			l.d.warnf(n.header, "It is still set up, and its servers are checked.", "upstream %q is not used by any listener", n.name)
 		}
 	}
-}
-
-func (l *loader) checkRoutes(n *listenerNode, used map[string]bool) {
-	switch {
-	case n.partial:
-	case n.has("upstream") && len(n.routes) > 0:
-		l.d.errorf(n.at("upstream"), "Put it into a last route without match: route \"rest\" { upstream = … }",
-			"listener %q has both an upstream and routes", n.name)
-	case !n.has("upstream") && len(n.routes) == 0:
-		l.d.errorf(n.header, "Write upstream = upstream.NAME to send all sessions there, or route blocks.",
-			"listener %q has neither an upstream nor routes", n.name)
-	}
-	if len(n.routes) == 0 {
-		if n.upstream != "" {
-			used[n.upstream] = true
-			n.opts.Routes = []listener.RouteOptions{{Splits: []listener.Split{{Upstream: n.upstream, Weight: 1}}}}
+	for _, n := range l.root.tls {
+		if !used.tls[n.name] {
+			l.d.warnf(n.header, "Its certificates are still loaded and renewed.", "tls %q is not used by any listener", n.name)
 		}
-		return
-	}
-	var catchAll *routeNode
-	for _, r := range n.routes {
-		if catchAll != nil {
-			l.d.warnf(r.header, "Routes are tried in the order of the file, the first that matches wins.",
-				"route %q is never reached: route %q at %s takes every session", r.name, catchAll.name, place(catchAll.header))
-		} else if r.matchesAll() {
-			catchAll = r
-		}
-		n.opts.Routes = append(n.opts.Routes, l.route(r, used))
 	}
 }
 
-func (r *routeNode) matchesAll() bool {
-	for _, m := range r.matches {
-		if !m.partial && !m.has("source") && !m.has("port") {
-			return true
-		}
+// uses are the names that listeners refer to.
+type uses struct{ upstreams, tls map[string]bool }
+
+func (l *loader) checkListener(n *listenerNode) {
+	if p := n.proxy; p != nil && p.has("from") && !p.bad && len(*p.from) == 0 {
+		l.d.errorf(p.at("from"), "Name who may send PROXY headers, or leave the block out.", "from: the list is empty")
 	}
-	return len(r.matches) == 0 && !r.partial
+	handshake := orDefault(n.opts.Timeouts.Handshake, listener.DefaultHandshake)
+	if t := n.opts.Timeouts.Sniff; t > 0 && handshake > 0 && t >= handshake {
+		l.d.warnf(n.timeouts.at("sniff"), "It never comes to that: timeouts.handshake ends the session first.",
+			"the sniff timeout, %s, is not shorter than that of the handshake, %s", shortDuration(t), shortDuration(handshake))
+	}
 }
 
-func (l *loader) route(r *routeNode, used map[string]bool) listener.RouteOptions {
-	out := listener.RouteOptions{Name: r.name, Reject: r.reject}
-	for _, m := range r.matches {
-		// An empty list is a mistake rather than "matches nothing".
-		for _, a := range []string{"source", "port"} {
-			if m.has(a) && l.emptyList(m.attrs[a].Expr, len(m.match.Source)+len(m.match.Port)) {
-				l.d.errorf(m.at(a), "Leave the attribute out to match all.", "%s: the list is empty", a)
-			}
-		}
-		out.Match = append(out.Match, m.match)
+// checkBinder is checkOverlaps for an address that is not a listener's.
+func (l *loader) checkBinder(ov *overlaps, at node, owner, attr, address string) {
+	list, err := listener.ParseAddress(address)
+	if err != nil {
+		return // said by its codec
 	}
-	ways := btoi(r.has("upstream")) + btoi(len(r.splits) > 0) + btoi(r.reject)
-	switch {
-	case r.partial:
-	case ways == 0 && !r.bad:
-		l.d.errorf(r.header, "Write one of: upstream = upstream.NAME, split { … } blocks, reject = true.",
-			"route %q does not say where its sessions go", r.name)
-	case ways > 1:
-		l.d.errorf(r.header, "Keep one of upstream, split and reject.", "route %q says more than once where its sessions go", r.name)
-	}
-	if r.upstream != "" {
-		used[r.upstream] = true
-		out.Splits = []listener.Split{{Upstream: r.upstream, Weight: 1}}
-	}
-	sum := 0
-	for _, s := range r.splits {
-		used[s.split.Upstream] = true
-		sum += s.split.Weight
-		out.Splits = append(out.Splits, s.split)
-	}
-	if len(r.splits) > 0 && sum == 0 {
-		l.d.errorf(r.splits[0].header, "Give at least one of them a weight above 0.", "the splits of route %q all have weight 0", r.name)
-	}
-	return out
-}
-
-func (l *loader) emptyList(expr hcl.Expression, decoded int) bool {
-	if decoded > 0 {
-		return false
-	}
-	list, diags := hcl.ExprList(expr)
-	return !diags.HasErrors() && len(list) == 0
+	l.checkOverlaps(ov, &listenerNode{node: at, owned: owner, attr: attr, bound: boundAddresses{list: list, text: []string{address}, ends: []int{len(list)}}})
 }
 
 func (l *loader) checkUpstream(n *upstreamNode) {
@@ -145,6 +100,7 @@ func (l *loader) checkUpstream(n *upstreamNode) {
 		}
 		n.opts.Servers = append(n.opts.Servers, s.opts)
 	}
+	l.checkClientTLS(n)
 	for _, h := range n.health {
 		l.checkHealth(h)
 		n.opts.Health = append(n.opts.Health, h.opts)
@@ -265,22 +221,24 @@ func (l *loader) checkOverlaps(o *overlaps, n *listenerNode) {
 				continue
 			}
 			said[*first] = true
-			l.d.errorf(n.elementAt("address", elem), "Each address can be listened on once. \":443\" stands for all IPv4 and IPv6 addresses, \"0.0.0.0:443\" for all IPv4 ones.",
-				"address: %q overlaps %q of %s at %s", n.bound.text[elem], first.n.bound.text[first.elem], first.n.owner(), place(first.n.elementAt("address", first.elem)))
+			l.d.errorf(n.addressAt(elem), "Each address can be listened on once. \":443\" stands for all IPv4 and IPv6 addresses, \"0.0.0.0:443\" for all IPv4 ones.",
+				"%s: %q overlaps %q of %s at %s", n.addressAttr(), n.bound.text[elem], first.n.bound.text[first.elem], first.n.owner(), place(first.n.addressAt(first.elem)))
 		}
 		from = end
 	}
 }
 
 func (n *listenerNode) owner() string {
-	if n.name == "" {
-		return "the admin server"
+	if n.owned != "" {
+		return n.owned
 	}
 	return fmt.Sprintf("listener %q", n.name)
 }
 
-func (n *listenerNode) elementAt(attr string, i int) hcl.Range {
-	if a := n.attrs[attr]; a != nil {
+func (n *listenerNode) addressAttr() string { return cmp.Or(n.attr, "address") }
+
+func (n *listenerNode) addressAt(i int) hcl.Range {
+	if a := n.attrs[n.addressAttr()]; a != nil {
 		return element(a.Expr, i)
 	}
 	return n.header

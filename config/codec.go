@@ -418,18 +418,18 @@ func outputPath() codec[string] {
 	return checked(`"stderr", "stdout" or a file's path`, func(s string) bool { return s != "" && len(s) < 4096 })
 }
 
-// reference is upstream.NAME.
-func reference() codec[string] {
-	return codec[string]{typ: "a reference to an upstream", read: func(v *value) (string, bool) {
-		if !v.v.IsNull() && v.v.Type().Equals(upstreamRef) {
+// reference is upstream.NAME or tls.NAME.
+func reference(kind *refKind) codec[string] {
+	return codec[string]{typ: "a reference to " + kind.noun, read: func(v *value) (string, bool) {
+		if !v.v.IsNull() && v.v.Type().Equals(kind.capsule) {
 			return *v.v.EncapsulatedValue().(*string), true
 		}
 		hint := ""
 		if !v.v.IsNull() && v.v.Type().IsPrimitiveType() {
-			s := strings.TrimPrefix(strings.Trim(show(v.v), `"`), "upstream.")
-			hint = fmt.Sprintf("Write upstream.%s without quotes; in JSON \"${upstream.%s}\".", s, s)
+			s := kind.name + "." + strings.TrimPrefix(strings.Trim(show(v.v), `"`), kind.name+".")
+			hint = fmt.Sprintf("Write %s without quotes; in JSON \"${%s}\".", s, s)
 		}
-		v.fail(-1, hint, "%s is not an upstream", show(v.v))
+		v.fail(-1, hint, "%s is not %s", show(v.v), kind.noun)
 		return "", false
 	}}
 }

@@ -5,7 +5,7 @@
 //
 //  1. read: bounded, UTF-8, nesting bounded, parsed ([Load], [Parse])
 //  2. locals are evaluated in the order of their references
-//  3. dynamic blocks are expanded, the names of upstreams become known
+//  3. dynamic blocks are expanded, the names of upstreams and tls blocks become known
 //  4. blocks are decoded by the schema table (schema_*.go), which the
 //     messages and docs/configuration.md are made from as well
 //  5. what no single block can tell is checked: references, overlapping

@@ -26,10 +26,14 @@ type Diagnostics struct {
 	list    hcl.Diagnostics
 	order   []string // file names in the order they were read
 	sources map[string][]byte
+
+	// Where things stand, for errors that are found after loading.
+	blocks map[string]hcl.Range // "tls.public"
+	files  map[string]hcl.Range // paths that the configuration names
 }
 
 func newDiagnostics() *Diagnostics {
-	return &Diagnostics{sources: make(map[string][]byte)}
+	return &Diagnostics{sources: make(map[string][]byte), blocks: make(map[string]hcl.Range), files: make(map[string]hcl.Range)}
 }
 
 func (d *Diagnostics) addFile(name string, src []byte) {
@@ -47,6 +51,31 @@ func (d *Diagnostics) errorf(at hcl.Range, detail, summary string, args ...any) 
 
 func (d *Diagnostics) warnf(at hcl.Range, detail, summary string, args ...any) {
 	d.add(&hcl.Diagnostic{Severity: hcl.DiagWarning, Summary: fmt.Sprintf(summary, args...), Detail: detail, Subject: &at})
+}
+
+// noteFile remembers where a path stands.
+func (d *Diagnostics) noteFile(path string, at hcl.Range) {
+	if _, ok := d.files[path]; !ok {
+		d.files[path] = at
+	}
+}
+
+// Attach adds an error that was found when the configuration was put to use,
+// by a block such as "tls", "public". It is shown where the file that it
+// names stands in the configuration, otherwise at the block.
+func (d *Diagnostics) Attach(block, name string, err error) {
+	at, ok := d.blocks[block+"."+name]
+	if !ok {
+		at = hcl.Range{Filename: "configuration"}
+	}
+	text, longest := err.Error(), 0
+	for path, r := range d.files {
+		if len(path) > longest && strings.Contains(text, path) {
+			at, longest = r, len(path)
+		}
+	}
+	d.errorf(at, "", "%s", text)
+	d.settle()
 }
 
 // HasErrors reports whether the configuration must not be used. Warnings do

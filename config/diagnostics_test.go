@@ -22,8 +22,9 @@ func TestWrite(t *testing.T) {
 	want := `edge.hcl:3:2: error: there is no attribute "upsteam" in a listener block
     3 |     upsteam = upstream.app
       |     ^^^^^^^
-   A listener block takes the attributes address, upstream, allow and deny, and
-   the blocks limits, timeouts, tcp and route. Did you mean "upstream"?
+   A listener block takes the attributes address, upstream, tls, allow and deny,
+   and the blocks accept_proxy_protocol, limits, timeouts, tcp and route. Did
+   you mean "upstream"?
 
 `
 	if got := written(diags, false, 80); got != want {

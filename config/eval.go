@@ -11,17 +11,41 @@ import (
 	"github.com/zclconf/go-cty/cty"
 )
 
-// upstreamRef is the type of upstream.NAME in expressions; it holds the name.
-var upstreamRef = cty.Capsule("upstream", reflect.TypeFor[string]())
+// refKind is a kind of block that others refer to by its name.
+type refKind struct {
+	name    string   // as in upstream.NAME
+	noun    string   // in messages
+	capsule cty.Type // of upstream.NAME in expressions; it holds the name
+	body    string   // what the least block holds
+}
+
+var (
+	upstreamRefs = newRefKind("upstream", "an upstream", "a server in it")
+	tlsRefs      = newRefKind("tls", "a tls block", "a certificate in it")
+	refKinds     = []*refKind{upstreamRefs, tlsRefs}
+	refNames     = []string{"upstream", "tls"}
+)
+
+func newRefKind(name, noun, body string) *refKind {
+	return &refKind{name: name, noun: noun, body: body, capsule: cty.Capsule(name, reflect.TypeFor[string]())}
+}
+
+// refKindOf finds a kind by its name in expressions.
+func refKindOf(name string) *refKind {
+	if i := slices.Index(refNames, name); i >= 0 {
+		return refKinds[i]
+	}
+	return nil
+}
 
 // local is one attribute of a locals block.
 type local struct {
-	name     string
-	attr     *hcl.Attribute
-	ctx      *hcl.EvalContext
-	needs    []string // other locals
-	upstream bool     // refers to upstreams, directly or not
-	state    uint8    // unvisited, on the path, done
+	name   string
+	attr   *hcl.Attribute
+	ctx    *hcl.EvalContext
+	needs  []string // other locals
+	refers bool     // … or to blocks, directly or not
+	state  uint8    // unvisited, on the path, done
 }
 
 const (
@@ -48,8 +72,8 @@ func (ls *locals) add(attr *hcl.Attribute, ctx *hcl.EvalContext, d *Diagnostics)
 			if n := secondName(t); n != "" {
 				l.needs = append(l.needs, n)
 			}
-		case "upstream":
-			l.upstream = true
+		case "upstream", "tls":
+			l.refers = true
 		}
 	}
 	ls.byName[attr.Name] = l
@@ -92,7 +116,7 @@ func (ls *locals) sort(d *Diagnostics) (cyclic map[string]bool) {
 			for _, n := range l.needs {
 				if m := ls.byName[n]; m != nil {
 					visit(m)
-					l.upstream = l.upstream || m.upstream
+					l.refers = l.refers || m.refers
 				}
 			}
 		}
@@ -166,15 +190,16 @@ func (l *loader) explainOne(x *hcl.Diagnostic, expr hcl.Expression) *hcl.Diagnos
 			}
 			root, second := t.RootName(), secondName(t)
 			switch {
-			case root == "upstream" && x.Summary != "Unknown variable":
-				if second == "" || l.upstreams[second] != nil {
+			case refKindOf(root) != nil && x.Summary != "Unknown variable":
+				names := l.named[root]
+				if second == "" || names[second] {
 					continue
 				}
 				if l.incomplete {
 					return nil // it may be in what could not be read
 				}
-				y.Summary = fmt.Sprintf("there is no upstream %q", second)
-				y.Detail = l.known("upstream", second, slices.Sorted(maps.Keys(l.upstreams)))
+				y.Summary = fmt.Sprintf("there is no %s %q", root, second)
+				y.Detail = l.known(root, second, slices.Sorted(maps.Keys(names)))
 			case root == "local" && x.Summary != "Unknown variable":
 				if second == "" || l.locals.byName[second] != nil {
 					continue
@@ -186,10 +211,10 @@ func (l *loader) explainOne(x *hcl.Diagnostic, expr hcl.Expression) *hcl.Diagnos
 				y.Detail = l.known("local", second, l.locals.names())
 			case x.Summary == "Unknown variable":
 				y.Summary = fmt.Sprintf("there is no variable %q", root)
-				y.Detail = fmt.Sprintf("A text needs quotes: \"%s\". Names in expressions are local.NAME, upstream.NAME, and in dynamic blocks their iterator.", root) +
-					didYouMean(root, []string{"local", "upstream"})
-				if root == "upstream" {
-					y.Detail = "Upstreams can be referred to in their users, not in what creates upstreams."
+				y.Detail = fmt.Sprintf("A text needs quotes: \"%s\". Names in expressions are local.NAME, upstream.NAME, tls.NAME, and in dynamic blocks their iterator.", root) +
+					didYouMean(root, append([]string{"local"}, refNames...))
+				if refKindOf(root) != nil {
+					y.Detail = "Upstreams and tls blocks can be referred to in their users, not in what creates such blocks."
 				}
 			default:
 				continue
@@ -223,9 +248,11 @@ func (l *loader) explainOne(x *hcl.Diagnostic, expr hcl.Expression) *hcl.Diagnos
 // known lists the names there are, and the nearest.
 func (l *loader) known(what, name string, names []string) string {
 	if len(names) == 0 {
-		return "There is none at all; define one with a block: " + map[string]string{
-			"upstream": `upstream "` + name + `" with a server in it.`, "local": "locals { " + name + " = … }.",
-		}[what]
+		how := "locals { " + name + " = … }."
+		if k := refKindOf(what); k != nil {
+			how = what + ` "` + name + `" with ` + k.body + "."
+		}
+		return "There is none at all; define one with a block: " + how
 	}
 	suggestion := ""
 	if l.suggested++; l.suggested <= maxSuggestions {

@@ -20,18 +20,22 @@ type loader struct {
 	lookupEnv  func(string) (string, bool)
 	base       *hcl.EvalContext // variables and functions of all files
 	locals     locals
-	upstreams  map[string]*hcl.Block
-	incomplete bool // something could not be read: a name that is unknown may be there
+	named      map[string]map[string]bool // kind of block → names; see [refKinds]
+	incomplete bool                       // something could not be read: a name that is unknown may be there
 	suggested  int
 	hurt       map[string]map[int]bool // file → headers of blocks with syntax errors inside
 	root       root
 }
 
 func newLoader(d *Diagnostics) *loader {
-	return &loader{
+	l := &loader{
 		d: d, budget: newBudget(), lookupEnv: os.LookupEnv,
-		locals: locals{byName: make(map[string]*local)}, upstreams: make(map[string]*hcl.Block), hurt: make(map[string]map[int]bool),
+		locals: locals{byName: make(map[string]*local)}, named: make(map[string]map[string]bool), hurt: make(map[string]map[int]bool),
 	}
+	for _, k := range refKinds {
+		l.named[k.name] = make(map[string]bool)
+	}
+	return l
 }
 
 // topBlock is a block of a file, with what its expressions see.
@@ -69,7 +73,7 @@ func (l *loader) load(files []File) (*Config, *Diagnostics) {
 	}
 
 	// Dynamic blocks may need locals and create upstreams; locals may need
-	// upstreams. So those locals wait that do.
+	// upstreams. So those locals wait that do. tls blocks are like upstreams.
 	cyclic := l.locals.sort(l.d)
 	l.evalLocals(cyclic, false)
 	var blocks []topBlock
@@ -81,16 +85,18 @@ func (l *loader) load(files []File) (*Config, *Diagnostics) {
 		}
 		for _, b := range content.Blocks {
 			blocks = append(blocks, topBlock{b, contexts[i]})
-			if b.Type == "upstream" && len(b.Labels) == 1 && l.upstreams[b.Labels[0]] == nil {
-				l.upstreams[b.Labels[0]] = b
+			if refKindOf(b.Type) != nil && len(b.Labels) == 1 {
+				l.named[b.Type][b.Labels[0]] = true
 			}
 		}
 	}
-	refs := make(map[string]cty.Value, len(l.upstreams))
-	for name := range l.upstreams {
-		refs[name] = cty.CapsuleVal(upstreamRef, &name)
+	for _, k := range refKinds {
+		refs := make(map[string]cty.Value, len(l.named[k.name]))
+		for name := range l.named[k.name] {
+			refs[name] = cty.CapsuleVal(k.capsule, &name)
+		}
+		l.base.Variables[k.name] = cty.ObjectVal(refs)
 	}
-	l.base.Variables["upstream"] = cty.ObjectVal(refs)
 	l.evalLocals(cyclic, true)
 
 	l.decodeBlocks(rootBlock, blocks, &l.root)
@@ -130,9 +136,9 @@ func (l *loader) collectLocals(body hcl.Body, ctx *hcl.EvalContext) {
 	}
 }
 
-// evalLocals evaluates those that do, or do not, need upstreams. One that
+// evalLocals evaluates those that do, or do not, refer to blocks. One that
 // fails becomes unknown, so that nothing further is said about its users.
-func (l *loader) evalLocals(cyclic map[string]bool, upstreams bool) {
+func (l *loader) evalLocals(cyclic map[string]bool, refers bool) {
 	values := l.base.Variables["local"].AsValueMap()
 	if values == nil {
 		values = make(map[string]cty.Value, len(l.locals.order))
@@ -148,7 +154,7 @@ func (l *loader) evalLocals(cyclic map[string]bool, upstreams bool) {
 		l.base.Variables["local"] = cty.ObjectVal(values)
 	}
 	for _, x := range l.locals.order {
-		if x.upstream != upstreams {
+		if x.refers != refers {
 			continue
 		}
 		if slices.ContainsFunc(x.needs, func(n string) bool { _, ok := pending[n]; return ok }) {
@@ -171,12 +177,12 @@ func (l *loader) evalLocals(cyclic map[string]bool, upstreams bool) {
 }
 
 // mayDefine reports whether what is wrong at the top of a file may hide an
-// upstream or a local that other blocks name. A block of quite another name
+// upstream, a tls block or a local that other blocks name. A block of quite another name
 // does not.
 func (l *loader) mayDefine(diags hcl.Diagnostics) bool {
 	for _, x := range diags {
 		if x.Severity == hcl.DiagError &&
-			(x.Summary != "Unsupported block type" || nearest(l.textAt(*x.Subject), []string{"upstream", "locals"}) != "") {
+			(x.Summary != "Unsupported block type" || nearest(l.textAt(*x.Subject), append([]string{"locals"}, refNames...)) != "") {
 			return true
 		}
 	}

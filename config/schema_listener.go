@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"time"
 
+	"edgeproxy/internal/sniff"
 	"edgeproxy/listener"
 )
 
@@ -12,12 +13,29 @@ type listenerNode struct {
 	opts     listener.Options
 	bound    boundAddresses
 	upstream string // where the listener has no routes
+	tls      string // … and that terminates its sessions
+	proxy    *proxyNode
+	timeouts timeoutsNode
 	routes   []*routeNode
+
+	// Of something else that listens: who it is, and its attribute.
+	owned, attr string
+}
+
+type timeoutsNode struct {
+	node
+	*listener.Timeouts
+}
+
+type proxyNode struct {
+	node
+	from *[]netip.Prefix
 }
 
 type routeNode struct {
 	node
 	upstream string
+	tls      string
 	reject   bool
 	splits   []*splitNode
 	matches  []*matchNode
@@ -53,7 +71,12 @@ var listenerBlock = &block{
 		{
 			name: "upstream", example: "upstream.web",
 			doc:     "All sessions go there. Not together with `route`.",
-			binding: to(reference(), func(l *listenerNode) *string { return &l.upstream }),
+			binding: to(reference(upstreamRefs), func(l *listenerNode) *string { return &l.upstream }),
+		},
+		{
+			name: "tls", def: "passed through", example: "tls.public",
+			doc:     "All sessions are terminated by this `tls` block. Not together with `route`: there each route says it.",
+			binding: to(reference(tlsRefs), func(l *listenerNode) *string { return &l.tls }),
 		},
 		{
 			name: "allow", def: "all", example: `["10.0.0.0/8", "192.0.2.7"]`,
@@ -66,7 +89,22 @@ var listenerBlock = &block{
 			binding: to(prefixes(), func(l *listenerNode) *[]netip.Prefix { return &l.opts.Deny }),
 		},
 	},
-	blocks: []*block{limitsBlock, timeoutsBlock, clientTCPBlock, routeBlock},
+	blocks: []*block{acceptProxyBlock, limitsBlock, timeoutsBlock, clientTCPBlock, routeBlock},
+}
+
+var acceptProxyBlock = &block{
+	name: "accept_proxy_protocol",
+	doc: "Sessions from these addresses must begin with a PROXY header, v1 or v2, and have the source and destination that it says; one without ends with `bad_proxy_header`. " +
+		"From elsewhere a header is not understood as one. See [PROXY protocol](tls.md#proxy-protocol).",
+	open: in(func(l *listenerNode) *proxyNode {
+		l.proxy = &proxyNode{from: &l.opts.AcceptProxy}
+		return l.proxy
+	}),
+	attrs: []attr{{
+		name: "from", required: true, example: `["10.0.0.0/8"]`,
+		doc:     "Who is trusted to say whom it speaks for: the balancers in front, and nobody else.",
+		binding: to(prefixes(), func(p *proxyNode) *[]netip.Prefix { return p.from }),
+	}},
 }
 
 var limitsBlock = &block{
@@ -104,33 +142,51 @@ var limitsBlock = &block{
 			doc:     "Bytes from the server to the client, of each session.",
 			binding: to(bandwidth(), func(l *listener.Limits) *int64 { return &l.BandwidthOut }),
 		},
+		{
+			name: "handshakes", def: "no limit", example: "1000",
+			doc:     "TLS handshakes under way at one time.",
+			binding: to(whole(0, 1_000_000_000), func(l *listener.Limits) *int { return &l.Handshakes }),
+		},
+		{
+			name: "handshake_rate", def: "no limit", example: `"500/s"`,
+			doc:     "TLS handshakes begun.",
+			binding: to(rate(), func(l *listener.Limits) *float64 { return &l.HandshakeRate }),
+		},
 	},
 }
 
 var timeoutsBlock = &block{
 	name: "timeouts",
 	doc:  "How long a session may take for what.",
-	open: in(func(l *listenerNode) *listener.Timeouts { return &l.opts.Timeouts }),
+	open: in(func(l *listenerNode) *timeoutsNode {
+		l.timeouts.Timeouts = &l.opts.Timeouts
+		return &l.timeouts
+	}),
 	attrs: []attr{
 		{
 			name: "handshake", def: `"10s"`, example: `"10s"`,
-			doc:     "From accepting until a server is connected to; ends with `handshake_timeout`.",
-			binding: to(duration(time.Millisecond, year, true), func(t *listener.Timeouts) *time.Duration { return &t.Handshake }),
+			doc:     "From accepting until a server is connected to: PROXY header, first bytes and TLS handshake together; ends with `handshake_timeout`.",
+			binding: to(duration(time.Millisecond, year, true), func(t *timeoutsNode) *time.Duration { return &t.Handshake }),
+		},
+		{
+			name: "sniff", def: "off", example: `"3s"`,
+			doc:     "A client that is silent for so long is routed as one whose first bytes are unknown. For a server that speaks first, behind the last route of a port that it shares.",
+			binding: to(duration(time.Millisecond, year, true), func(t *timeoutsNode) *time.Duration { return &t.Sniff }),
 		},
 		{
 			name: "idle", def: `"1h"`, example: `"1h"`,
 			doc:     "No byte in either direction; ends with `idle_timeout`.",
-			binding: to(duration(time.Millisecond, year, true), func(t *listener.Timeouts) *time.Duration { return &t.Idle }),
+			binding: to(duration(time.Millisecond, year, true), func(t *timeoutsNode) *time.Duration { return &t.Idle }),
 		},
 		{
 			name: "half_close", def: `"1m"`, example: `"1m"`,
 			doc:     "No byte after one side has finished sending; ends with `half_close_timeout`.",
-			binding: to(duration(time.Millisecond, year, true), func(t *listener.Timeouts) *time.Duration { return &t.HalfClose }),
+			binding: to(duration(time.Millisecond, year, true), func(t *timeoutsNode) *time.Duration { return &t.HalfClose }),
 		},
 		{
 			name: "lifetime", def: "off", example: `"12h"`,
 			doc:     "From accepting to the end, whatever happens; ends with `lifetime`.",
-			binding: to(duration(time.Millisecond, year, true), func(t *listener.Timeouts) *time.Duration { return &t.Lifetime }),
+			binding: to(duration(time.Millisecond, year, true), func(t *timeoutsNode) *time.Duration { return &t.Lifetime }),
 		},
 	},
 }
@@ -176,7 +232,12 @@ var routeBlock = &block{
 		{
 			name: "upstream", example: "upstream.web",
 			doc:     "All sessions of the route go there.",
-			binding: to(reference(), func(r *routeNode) *string { return &r.upstream }),
+			binding: to(reference(upstreamRefs), func(r *routeNode) *string { return &r.upstream }),
+		},
+		{
+			name: "tls", def: "passed through", example: "tls.public",
+			doc:     "Sessions of the route are terminated by this `tls` block. Without it nothing is decrypted.",
+			binding: to(reference(tlsRefs), func(r *routeNode) *string { return &r.tls }),
 		},
 		{
 			name: "reject", def: "false", example: "",
@@ -196,6 +257,36 @@ var matchBlock = &block{
 		return m
 	}),
 	attrs: []attr{
+		{
+			name: "sni", def: "all", example: `["example.com", "*.example.com"]`,
+			doc:     "The server name that a TLS client asks for; `*.example.com` is every name below example.com, at any depth. Case does not matter, names beyond ASCII may be written as they are.",
+			binding: to(patterns(), func(m *matchNode) *[]string { return &m.match.SNI }),
+		},
+		{
+			name: "alpn", def: "all", example: `["h2"]`,
+			doc:     "A TLS client offers one of these application protocols.",
+			binding: to(alpnNames(), func(m *matchNode) *[]string { return &m.match.ALPN }),
+		},
+		{
+			name: "protocol", def: "all",
+			doc:     "What the client's first bytes look like. `http` is HTTP/1, and HTTP/2 without TLS.",
+			binding: to(protocols(), func(m *matchNode) *[]sniff.Protocol { return &m.match.Protocol }),
+		},
+		{
+			name: "host", def: "all",
+			doc:     "The Host header of an HTTP/1 request that is not encrypted, without its port; as `sni`. The first request of a connection decides for all that follow.",
+			binding: to(patterns(), func(m *matchNode) *[]string { return &m.match.Host }),
+		},
+		{
+			name: "path", def: "all",
+			doc:     "The target of an HTTP/1 request that is not encrypted begins with one of these.",
+			binding: to(requestPaths(), func(m *matchNode) *[]string { return &m.match.Path }),
+		},
+		{
+			name: "client_name", def: "all",
+			doc:     "The client's verified certificate bears one of these: a DNS name, e-mail address or URI among its alternative names, or its common name. Only in routes with `tls`.",
+			binding: to(clientNames(), func(m *matchNode) *[]string { return &m.match.ClientName }),
+		},
 		{
 			name: "source", def: "all", example: `["10.0.0.0/8"]`,
 			doc:     "The client's address is in one of these. Clients on unix sockets have none and match nothing here.",
@@ -221,7 +312,7 @@ var splitBlock = &block{
 		{
 			name: "upstream", required: true, example: "upstream.web",
 			doc:     "Where the share goes.",
-			binding: to(reference(), func(s *splitNode) *string { return &s.split.Upstream }),
+			binding: to(reference(upstreamRefs), func(s *splitNode) *string { return &s.split.Upstream }),
 		},
 		{
 			name: "weight", def: "1", example: "95",

@@ -7,6 +7,7 @@ type root struct {
 	node
 	cfg       Config
 	admin     *adminNode
+	tls       []*tlsNode
 	listeners []*listenerNode
 	upstreams []*upstreamNode
 }
@@ -20,7 +21,7 @@ type adminNode struct {
 var rootBlock *block
 
 func init() {
-	rootBlock = &block{blocks: []*block{processBlock, logBlock, accessLogBlock, adminBlock, localsBlock, listenerBlock, upstreamBlock}}
+	rootBlock = &block{blocks: []*block{processBlock, logBlock, accessLogBlock, adminBlock, localsBlock, tlsBlock, listenerBlock, upstreamBlock}}
 }
 
 var localsBlock = &block{
@@ -58,6 +59,12 @@ var processBlock = &block{
 			doc: "A BPF program gives each new connection to the loop that has the fewest, where the process may load one " +
 				"(`CAP_BPF`, or root). With `off`, and without the right, the kernel's hash of the addresses decides.",
 			binding: to(words("auto", "off"), func(p *Process) *string { return &p.Steering }),
+		},
+		{
+			name: "kernel_tls", def: `"off"`, example: `"off"`,
+			doc: "With `auto` the kernel encrypts and decrypts (kTLS), where it can renew keys and passes a probe at start; " +
+				"what it cannot do is done as without it. See [engines](tls.md#engines).",
+			binding: to(words("off", "auto"), func(p *Process) *string { return &p.KernelTLS }),
 		},
 		{
 			name: "shutdown_timeout", def: `"30s"`, example: `"30s"`,

@@ -14,6 +14,7 @@ type upstreamNode struct {
 	opts    upstream.Options
 	servers []*serverNode
 	health  []*healthNode
+	tls     *clientTLSNode
 }
 
 type serverNode struct {
@@ -71,7 +72,7 @@ var upstreamBlock = &block{
 		},
 		{
 			name: "proxy_protocol", def: "none", example: `"v2"`,
-			doc: "Sends a PROXY header with the client's address first.",
+			doc: "Sends a PROXY header with the client's address first; v2 tells of terminated TLS, too. See [PROXY protocol](tls.md#proxy-protocol).",
 			binding: to(word([]string{"v1", "v2"}, []upstream.ProxyProtocol{upstream.ProxyV1, upstream.ProxyV2}),
 				func(u *upstreamNode) *upstream.ProxyProtocol { return &u.opts.ProxyProtocol }),
 		},
@@ -81,7 +82,7 @@ var upstreamBlock = &block{
 			binding: to(duration(100*time.Millisecond, year, false), func(u *upstreamNode) *time.Duration { return &u.opts.Resolve }),
 		},
 	},
-	blocks: []*block{serverBlock, healthTCPBlock, healthHTTPBlock, serverTCPBlock},
+	blocks: []*block{serverBlock, healthTCPBlock, healthHTTPBlock, clientTLSBlock, serverTCPBlock},
 }
 
 var serverBlock = &block{

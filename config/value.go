@@ -121,8 +121,13 @@ func show(v cty.Value) string {
 		return v.AsBigFloat().Text('g', 12)
 	case t == cty.Bool:
 		return fmt.Sprint(v.True())
-	case t.Equals(upstreamRef):
-		return "upstream." + *v.EncapsulatedValue().(*string)
+	case t.IsCapsuleType():
+		for _, k := range refKinds {
+			if t.Equals(k.capsule) {
+				return k.name + "." + *v.EncapsulatedValue().(*string)
+			}
+		}
+		return "an object"
 	case t.IsTupleType(), t.IsListType(), t.IsSetType():
 		return "a list"
 	default:

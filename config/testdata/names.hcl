@@ -36,11 +36,15 @@ upstream "web" {
   }
   health { # error: a health block has one label, its type
   }
-  tls { # error: there is no block "tls" in an upstream block
+  tls {
+    sni = "a" # error: there is no attribute "sni" in a tls block
   }
   passive { # error: there is no block "passive"
   }
   slow_start = "30s" # error: there is no attribute "slow_start"
+}
+
+tls { # error: a tls block has one label, its name Write tls "public" { … }
 }
 
 upstream "name with spaces" { # error: "name with spaces" cannot be the name of an upstream A name is 1 to 63 letters

@@ -4,6 +4,12 @@ listener "tcp" "both" {
   route "a" { upstream = upstream.web }
 }
 
+listener "tcp" "terminates" {
+  address = ":1004"
+  tls     = tls.public # error: listener "terminates" has both tls and routes
+  route "a" { upstream = upstream.web }
+}
+
 listener "tcp" "neither" { # error: listener "neither" has neither an upstream nor routes
   address = ":1002"
 }
@@ -33,7 +39,11 @@ listener "tcp" "routes" {
     match { source = [] } # error: source: the list is empty
     reject = true
   }
-  route "zero" { # error: route "zero" is already defined at testdata/routes.hcl:21:3
+  route "computed" {
+    match { port = [for p in [] : p] } # error: port: the list is empty
+    reject = true
+  }
+  route "zero" { # error: route "zero" is already defined at testdata/routes.hcl:27:3
     match { source = ["10.0.0.0/8"] }
     reject = true
   }
@@ -45,6 +55,10 @@ listener "tcp" "routes" {
   route "late" { # warning: route "late" is never reached: route "all" at
     upstream = upstream.web
   }
+}
+
+tls "public" {
+  certificate { dir = "certs" }
 }
 
 upstream "web" {
