@@ -39,6 +39,15 @@ func (k Kind) String() string {
 	return "tcp"
 }
 
+// ProxyProtocol is the version of the PROXY header that a probe begins with.
+type ProxyProtocol uint8
+
+const (
+	ProxyNone ProxyProtocol = iota
+	ProxyV1                 // with the addresses of the probe's connection
+	ProxyV2                 // with the command LOCAL
+)
+
 // StatusRange is an inclusive range of HTTP status codes.
 type StatusRange struct{ From, To int }
 
@@ -52,6 +61,8 @@ type Options struct {
 	Fall     int           // failures in a row that make an up server down; 0: DefaultFall
 	Port     int           // 1–65535; 0: the server's own
 	Address  string        // host to probe instead of the server's; "": the server's own
+
+	ProxyProtocol ProxyProtocol
 
 	Send   []byte // TCP: sent after connecting
 	Expect []byte // TCP: must occur in the first 64 KiB of what comes back; empty: connecting is enough

@@ -7,10 +7,13 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"strconv"
 	"syscall"
 	"time"
+
+	"edgeproxy/internal/proxyproto"
 )
 
 // maxRead is how much of an answer is looked at, for a header and for a body
@@ -90,7 +93,7 @@ func (o *Options) hostHeader(t Target, probed string) string {
 }
 
 func (x *exchange) run(ctx context.Context, network, address, host string) error {
-	silent := x.opts.Kind == TCP && len(x.opts.Send) == 0 && len(x.opts.Expect) == 0
+	silent := x.opts.Kind == TCP && len(x.opts.Send) == 0 && len(x.opts.Expect) == 0 && x.opts.ProxyProtocol == ProxyNone
 	d := net.Dialer{KeepAlive: -1, FallbackDelay: -1}
 	if silent && network == "tcp" {
 		d.Control = delayACK
@@ -108,10 +111,39 @@ func (x *exchange) run(ctx context.Context, network, address, host string) error
 	}
 	x.conn = conn
 	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })()
+	if err := x.proxyHeader(); err != nil {
+		return err
+	}
 	if x.opts.Kind == HTTP {
 		return x.http(host)
 	}
 	return x.tcp()
+}
+
+// proxyHeader says that what follows is on nobody's behalf. Version 1 cannot:
+// it names the ends of this very connection, for "UNKNOWN", which was once
+// meant for health checks, is refused by some servers (PROXY protocol, section
+// 2.1). A unix socket leaves no choice.
+func (x *exchange) proxyHeader() error {
+	var header []byte
+	switch x.opts.ProxyProtocol {
+	case ProxyV1:
+		header = proxyproto.AppendV1(nil, addrPort(x.conn.LocalAddr()), addrPort(x.conn.RemoteAddr()))
+	case ProxyV2:
+		header = proxyproto.AppendV2Local(nil)
+	default:
+		return nil
+	}
+	x.doing = "sending the PROXY header"
+	_, err := x.conn.Write(header)
+	return err
+}
+
+func addrPort(a net.Addr) netip.AddrPort {
+	if tcp, ok := a.(*net.TCPAddr); ok {
+		return tcp.AddrPort()
+	}
+	return netip.AddrPort{}
 }
 
 // delayACK makes the kernel keep back the last packet of the handshake for a
