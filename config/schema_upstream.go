@@ -172,6 +172,13 @@ var healthCommon = []attr{
 		doc:     "Host to probe instead of the server's own.",
 		binding: to(bareHost(), func(h *healthNode) *string { return &h.opts.Address }),
 	},
+	{
+		name: "proxy_protocol", def: "none", example: `"v2"`,
+		doc: "Begins each probe with a PROXY header, for servers that expect one on the probed port; the upstream's `proxy_protocol` does not apply to probes. " +
+			"`v2` says that the connection is the proxy's own (LOCAL), `v1` names the addresses of the probe.",
+		binding: to(word([]string{"v1", "v2"}, []health.ProxyProtocol{health.ProxyV1, health.ProxyV2}),
+			func(h *healthNode) *health.ProxyProtocol { return &h.opts.ProxyProtocol }),
+	},
 }
 
 var healthTCPBlock = &block{
