@@ -2,7 +2,11 @@ package tlsrecord
 
 import (
 	"bytes"
+	"crypto/tls"
+	"errors"
+	"io"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"testing"
 )
@@ -56,6 +60,97 @@ func TestAgainstCryptoTLS(t *testing.T) {
 					t.Fatalf("after Close came %+v", all)
 				}
 			})
+		}
+	}
+}
+
+// crypto/tls answers our requests for an update, and follows ours.
+func TestKeyUpdatesAgainstCryptoTLS(t *testing.T) {
+	t.Parallel()
+	for _, k := range few()[:3] {
+		for _, role := range roles() {
+			t.Run(k.String()+"/"+role.String(), func(t *testing.T) {
+				t.Parallel()
+				ours, w, theirs := peer(t, k, role)
+				ours.RekeyAfter = 10
+				updates := 0
+				for i := range 60 {
+					for range i % 4 {
+						w.Write(seal(ours, Handshake, updateRequest))
+						ours.updated()
+					}
+					want := bytes.Repeat([]byte{byte(i)}, 100+i)
+					for _, b := range slices.Collect(slices.Chunk(want, 30)) {
+						w.Write(ours.AppendDue(nil))
+						w.Write(seal(ours, ApplicationData, b))
+					}
+					if got, err := readSome(theirs, len(want)); err != nil || !bytes.Equal(got, want) {
+						t.Fatalf("round %d: crypto/tls read %d bytes: %v", i, len(got), err)
+					}
+					theirs.Write(want)
+					all := openAll(t, ours, w.take())
+					if len(all) != i%4+1 || !bytes.Equal(all[i%4].plain, want) {
+						t.Fatalf("round %d: got %d records", i, len(all))
+					}
+					for _, r := range all[:i%4] {
+						if r.event != Rekeyed {
+							t.Fatalf("round %d: no KeyUpdate but %+v", i, r)
+						}
+						updates++
+					}
+					if i%5 == 0 {
+						ours.Shed()
+					}
+				}
+				if updates != 90 {
+					t.Errorf("crypto/tls answered %d times", updates)
+				}
+			})
+		}
+	}
+}
+
+// crypto/tls understands each of our alerts.
+func TestAlertsToCryptoTLS(t *testing.T) {
+	t.Parallel()
+	for _, k := range []kind{few()[0], few()[3]} {
+		for alert := range 256 {
+			ours, w, theirs := peer(t, k, Server)
+			w.Write(ours.AppendAlert(nil, uint8(alert)))
+			_, err := theirs.Read(make([]byte, 1))
+			switch {
+			case alert == AlertCloseNotify:
+				if err != io.EOF {
+					t.Errorf("%v: alert %d: %v", k, alert, err)
+				}
+			case k.version == tls.VersionTLS13 && alert == AlertUserCanceled, k.version == tls.VersionTLS12 && alert == AlertNoRenegotiation:
+				if !errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("%v: alert %d: %v", k, alert, err)
+				}
+			default:
+				if want := "remote error: " + tls.AlertError(alert).Error(); err == nil || err.Error() != want {
+					t.Errorf("%v: alert %d: %v, want %s", k, alert, err, want)
+				}
+			}
+		}
+	}
+}
+
+// What crypto/tls says to a forged record is its alert to us.
+func TestAlertFromCryptoTLS(t *testing.T) {
+	t.Parallel()
+	for _, k := range few() {
+		for _, role := range roles() {
+			ours, w, theirs := peer(t, k, role)
+			rec := seal(ours, ApplicationData, []byte("x"))
+			rec[len(rec)-1]++
+			w.Write(rec)
+			theirs.Read(make([]byte, 1))
+			_, _, _, err := take1(ours, w.take())
+			var e *AlertError
+			if !errors.As(err, &e) || !e.Remote || e.Alert != AlertBadRecordMAC {
+				t.Errorf("%v: %v", k, err)
+			}
 		}
 	}
 }

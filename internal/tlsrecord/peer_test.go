@@ -337,7 +337,6 @@ func forge(c *Conn, outer byte, inner []byte) []byte {
 		binary.BigEndian.PutUint64(h.iv[4:], h.seq)
 	} else {
 		h.maskIV()
-		defer h.maskIV()
 	}
 	rec[3], rec[4] = byte(n>>8), byte(n)
 	if p.tls13 {
@@ -347,7 +346,10 @@ func forge(c *Conn, outer byte, inner []byte) []byte {
 		h.aead = p.mustAEAD(&h.key)
 	}
 	rec = h.aead.Seal(rec, h.iv[:], inner, ad)
-	defer func() { h.seq++ }()
+	if !p.explicit {
+		h.maskIV()
+	}
+	h.seq++
 	return rec
 }
 
