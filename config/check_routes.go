@@ -43,10 +43,12 @@ func (l *loader) checkRoutes(n *listenerNode, tlsByName map[string]*tlsNode, use
 		n.opts.Routes = append(n.opts.Routes, l.route(r, used))
 		sound := len(l.d.list) == said && !r.bad && !r.partial
 		switch {
-		case catchAll != nil:
+		case catchAll != nil && earlier.sure(catchAll, r):
 			l.d.warnf(r.header, firstWins, "route %q is never reached: route %q at %s takes every session", r.name, catchAll.name, place(catchAll.header))
 		case r.matchesAll():
-			catchAll = r
+			if catchAll == nil {
+				catchAll = r
+			}
 		case sound:
 			if by := earlier.covering(r); by != nil {
 				l.d.warnf(r.header, firstWins, "route %q is never reached: route %q at %s takes all of its sessions", r.name, by.name, place(by.header))
@@ -135,7 +137,7 @@ func (l *loader) checkMatches(r *routeNode, t *tlsNode) {
 		for i, p := range m.match.Protocol {
 			if p != sniff.TLS && p != sniff.Postgres && !m.bad {
 				l.d.errorf(m.protocolAt(i), "A route with tls begins with a handshake, either at once (\"tls\") or when PostgreSQL's client asks for it (\"postgres\"). Give what is not encrypted a route without tls.",
-					"protocol: %q cannot be terminated as TLS", protocolName(p))
+					"protocol: %q cannot be terminated as TLS", p.String())
 			}
 		}
 		if t != nil && !t.bad && !t.partial && m.has("alpn") && !m.bad {
@@ -194,7 +196,7 @@ func (m *matchNode) protocolAt(i int) hcl.Range {
 		return expr.Range()
 	}
 	for _, e := range list {
-		if v, diags := e.Value(nil); !diags.HasErrors() && v.IsKnown() && show(v) == quote(protocolName(m.match.Protocol[i])) {
+		if v, diags := e.Value(nil); !diags.HasErrors() && v.IsKnown() && show(v) == quote(m.match.Protocol[i].String()) {
 			return e.Range()
 		}
 	}

@@ -76,7 +76,7 @@ func (l *loader) checkVersions(n *node, low, high uint16, suites []uint16, group
 	if low == tls.VersionTLS13 && len(suites) > 0 {
 		l.d.warnf(n.at("cipher_suites"), "They are for TLS 1.2 and below, and min_version is 1.3.", "cipher_suites has no effect")
 	}
-	if low < tls.VersionTLS12 && !slices.ContainsFunc(suites, speaksTLS10) {
+	if low < tls.VersionTLS12 && len(suites) > 0 && !slices.ContainsFunc(suites, speaksTLS10) {
 		const how = "Name a suite that they have, such as TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA, in cipher_suites, beside those for TLS 1.2."
 		if high < tls.VersionTLS12 {
 			l.d.errorf(n.at("max_version"), how, "TLS 1.0 and 1.1 have none of the cipher suites")

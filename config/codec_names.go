@@ -85,10 +85,8 @@ func hostPattern(s string, addresses bool) (name, why, hint string) {
 		switch {
 		case !addresses:
 			return "", "is an IP address", "Clients send no server name for an address (RFC 6066, section 3); use port, or source."
-		case a.Is4():
-			return a.String(), "", ""
 		default:
-			return "[" + a.String() + "]", "", "" // RFC 9110, section 7.2; RFC 3986, section 3.2.2
+			return a.String(), "", ""
 		}
 	}
 	if host, port, ok := strings.Cut(s, ":"); ok {
@@ -125,7 +123,7 @@ func dnsName(s string) (name, why string) {
 		}
 		s = a
 	}
-	s = strings.ToLower(s)
+	s = lowerASCII(s)
 	if len(s) > maxDNSName {
 		return "", "is longer than 253 bytes"
 	}
@@ -145,7 +143,8 @@ func dnsName(s string) (name, why string) {
 }
 
 // clientNames takes what certificates of clients are named by: anything but
-// nothing.
+// nothing. Case is ASCII's: Unicode would fold letters that no authority has
+// looked at.
 func clientNames() codec[[]string] {
 	return codec[[]string]{
 		typ: "a name or a list of them",
@@ -156,7 +155,7 @@ func clientNames() codec[[]string] {
 				if !ok {
 					return "", false
 				}
-				name := strings.TrimSuffix(strings.ToLower(strings.TrimSpace(s)), ".")
+				name := lowerASCII(strings.TrimSuffix(s, "."))
 				base, _ := strings.CutPrefix(name, "*.")
 				switch {
 				case name == "*":
@@ -175,6 +174,15 @@ func clientNames() codec[[]string] {
 			return unique(list), v.some(list, ok)
 		},
 	}
+}
+
+func lowerASCII(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r >= 'A' && r <= 'Z' {
+			r += 'a' - 'A'
+		}
+		return r
+	}, s)
 }
 
 func unique(list []string) []string {
@@ -243,22 +251,15 @@ var alpnSpelling = map[string]string{
 	"http2": "h2", "http/2": "h2", "http/2.0": "h2", "http1": "http/1.1", "http1.1": "http/1.1", "http/1": "http/1.1", "h1": "http/1.1",
 }
 
-// protocolNames are what first bytes can be told to be.
-var protocolNames = map[string]sniff.Protocol{
-	"tls": sniff.TLS, "http": sniff.HTTP, "ssh": sniff.SSH, "postgres": sniff.Postgres, "redis": sniff.Redis,
-	"mqtt": sniff.MQTT, "rdp": sniff.RDP, "socks5": sniff.SOCKS5, "proxy": sniff.Proxy,
-}
-
-var protocolOrder = []string{"tls", "http", "ssh", "postgres", "redis", "mqtt", "rdp", "socks5", "proxy"}
-
 // serverFirst are protocols whose clients wait for the server's greeting.
 var serverFirst = map[string]string{
 	"mysql": "MySQL", "mariadb": "MySQL", "smtp": "SMTP", "ftp": "FTP", "pop3": "POP3", "imap": "IMAP", "vnc": "VNC",
 }
 
 func protocols() codec[[]sniff.Protocol] {
-	quoted := make([]string, len(protocolOrder))
-	for i, n := range protocolOrder {
+	names := sniff.Names()
+	quoted := make([]string, len(names))
+	for i, n := range names {
 		quoted[i] = quote(n)
 	}
 	return codec[[]sniff.Protocol]{typ: "a protocol or a list of them", rng: anyOf(quoted, "or"), read: func(v *value) ([]sniff.Protocol, bool) {
@@ -267,13 +268,13 @@ func protocols() codec[[]sniff.Protocol] {
 			if !ok {
 				return 0, false
 			}
-			p, known := protocolNames[s]
+			p, known := sniff.ParseProtocol(s)
 			if server := serverFirst[strings.ToLower(s)]; server != "" {
 				v.fail(elem, fmt.Sprintf("Give %s a listener of its own.", server), "a %s server speaks first: nothing can be told from the client's first bytes", server)
 				return 0, false
 			}
 			if !known {
-				v.fail(elem, strings.TrimSpace(didYouMean(s, protocolOrder)), "%s is not known", show(c))
+				v.fail(elem, strings.TrimSpace(didYouMean(s, names)), "%s is not known", show(c))
 			}
 			return p, known
 		})
@@ -284,13 +285,4 @@ func protocols() codec[[]sniff.Protocol] {
 		slices.Sort(list)
 		return slices.Compact(list), ok
 	}}
-}
-
-func protocolName(p sniff.Protocol) string {
-	for _, n := range protocolOrder {
-		if protocolNames[n] == p {
-			return n
-		}
-	}
-	return ""
 }

@@ -260,7 +260,7 @@ upstream "web" {
 					{
 						Name: "c",
 						Match: []listener.Match{
-							{Host: []string{"example.com", "192.0.2.1", "[2001:db8::1]"}, Path: []string{"/.well-known/", "/a"}},
+							{Host: []string{"example.com", "192.0.2.1", "2001:db8::1"}, Path: []string{"/.well-known/", "/a"}},
 							{Protocol: []sniff.Protocol{sniff.HTTP, sniff.SSH, sniff.Redis, sniff.MQTT, sniff.RDP, sniff.SOCKS5, sniff.Proxy}},
 						},
 						Splits: web,

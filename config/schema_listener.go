@@ -95,7 +95,7 @@ var listenerBlock = &block{
 var acceptProxyBlock = &block{
 	name: "accept_proxy_protocol",
 	doc: "Sessions from these addresses must begin with a PROXY header, v1 or v2, and have the source and destination that it says; one without ends with `bad_proxy_header`. " +
-		"From elsewhere a header is not understood as one. See [PROXY protocol](tls.md#proxy-protocol).",
+		"From elsewhere a header ends so, too. See [PROXY protocol](tls.md#proxy-protocol).",
 	open: in(func(l *listenerNode) *proxyNode {
 		l.proxy = &proxyNode{from: &l.opts.AcceptProxy}
 		return l.proxy
@@ -284,7 +284,7 @@ var matchBlock = &block{
 		},
 		{
 			name: "client_name", def: "all",
-			doc:     "The client's verified certificate bears one of these: a DNS name, e-mail address or URI among its alternative names, or its common name. Only in routes with `tls`.",
+			doc:     "The client's verified certificate bears one of these: a DNS name, e-mail address or URI among its alternative names, or its common name. Only in routes with `tls`; whoever bears none of them goes on to later routes with the same `tls`, and to no others.",
 			binding: to(clientNames(), func(m *matchNode) *[]string { return &m.match.ClientName }),
 		},
 		{

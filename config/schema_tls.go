@@ -40,7 +40,7 @@ var tlsBlock = &block{
 	attrs: []attr{
 		{
 			name: "min_version", def: `"1.2"`, example: `"1.2"`,
-			doc:     "The oldest version of TLS that is spoken. 1.0 and 1.1 also need a `cipher_suites` with a CBC suite.",
+			doc:     "The oldest version of TLS that is spoken.",
 			binding: to(tlsVersion(), func(t *tlsNode) *uint16 { return &t.opts.MinVersion }),
 		},
 		{
@@ -49,7 +49,7 @@ var tlsBlock = &block{
 			binding: to(tlsVersion(), func(t *tlsNode) *uint16 { return &t.opts.MaxVersion }),
 		},
 		{
-			name: "cipher_suites", def: "ECDHE with AES-GCM or ChaCha20-Poly1305", example: `["TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"]`,
+			name: "cipher_suites", def: "ECDHE with AES-GCM or ChaCha20-Poly1305; for TLS 1.0 and 1.1 also ECDHE with AES-CBC", example: `["TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"]`,
 			doc:     "Suites of TLS 1.2 and below; their order does not matter. Those of TLS 1.3 are always on.",
 			binding: to(cipherSuites(), func(t *tlsNode) *[]uint16 { return &t.opts.CipherSuites }),
 		},
@@ -246,7 +246,7 @@ var clientTLSBlock = &block{
 			binding: to(tlsVersion(), func(c *clientTLSNode) *uint16 { return &c.opts.MaxVersion }),
 		},
 		{
-			name: "cipher_suites", def: "ECDHE with AES-GCM or ChaCha20-Poly1305", example: `["TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256"]`,
+			name: "cipher_suites", def: "as in the other `tls` block", example: `["TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256"]`,
 			doc:     "Suites of TLS 1.2 and below; their order does not matter. Those of TLS 1.3 are always on.",
 			binding: to(cipherSuites(), func(c *clientTLSNode) *[]uint16 { return &c.opts.CipherSuites }),
 		},

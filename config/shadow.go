@@ -15,6 +15,11 @@ type shadows struct {
 	byName  map[string][]shadow // matches with sni, else host, by each of their patterns
 	unnamed []shadow
 	work    int // comparisons left: without names they are quadratic
+
+	// again are the tls blocks of routes by client_name. Sessions that get to
+	// such a route are routed a second time once the certificate is known, and
+	// then only by routes of the same block.
+	again map[string]bool
 }
 
 // shadow is what an earlier match takes.
@@ -26,11 +31,14 @@ type shadow struct {
 const maxComparisons = 2_000_000
 
 func newShadows() *shadows {
-	return &shadows{byName: make(map[string][]shadow), work: maxComparisons}
+	return &shadows{byName: make(map[string][]shadow), work: maxComparisons, again: make(map[string]bool)}
 }
 
 func (s *shadows) add(r *routeNode) {
 	for _, m := range r.matches {
+		if m.has("client_name") {
+			s.again[r.tls] = true
+		}
 		if m.bad || m.partial {
 			continue
 		}
@@ -43,6 +51,11 @@ func (s *shadows) add(r *routeNode) {
 			s.unnamed = append(s.unnamed, sh)
 		}
 	}
+}
+
+// sure reports that sessions which match both do not get to the later route.
+func (s *shadows) sure(earlier, later *routeNode) bool {
+	return earlier.tls == later.tls || later.tls == "" || !s.again[later.tls]
 }
 
 // nameKeys are the names that a match goes by in the index; kind is "" if it
@@ -109,7 +122,7 @@ func (s *shadows) scan(list []shadow, r *routeNode, m *listener.Match) *routeNod
 		if s.work--; s.work < 0 {
 			return nil
 		}
-		if covers(sh.match, m, sh.route.tls == r.tls) {
+		if s.sure(sh.route, r) && covers(sh.match, m, sh.route.tls == r.tls) {
 			return sh.route
 		}
 	}

@@ -95,6 +95,38 @@ listener "tcp" "edge" {
   }
 }
 
+# Who bears none of the names goes on among the routes with the same tls.
+listener "tcp" "again" {
+  address = ":1444"
+  route "admins" {
+    match {
+      sni         = ["example.com"]
+      client_name = ["admin"]
+    }
+    tls      = tls.a
+    upstream = upstream.web
+  }
+  route "through" {
+    match { sni = ["example.com"] }
+    upstream = upstream.web
+  }
+  route "people" {
+    match { sni = ["example.com"] }
+    tls      = tls.a
+    upstream = upstream.web
+  }
+  route "rest" { upstream = upstream.web }
+  route "more-people" {
+    match { sni = ["*.com"] }
+    tls      = tls.a
+    upstream = upstream.web
+  }
+  route "nobody" { # warning: route "nobody" is never reached: route "rest"
+    match { sni = ["*.com"] }
+    upstream = upstream.web
+  }
+}
+
 listener "tcp" "http" {
   address = ":1080"
   route "a" {

@@ -95,11 +95,18 @@ tls "ancient" {
   certificate { dir = "certs" }
   min_version = "1.0" # warning: min_version: TLS 1.0 is broken RFC 8996
   max_version = "1.1" # warning: TLS 1.1 is broken # error: TLS 1.0 and 1.1 have none of the cipher suites
+  cipher_suites = ["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"]
 }
 
 tls "mixed" {
   certificate { dir = "certs" }
   min_version = "1.1" # warning: TLS 1.1 is broken # warning: TLS 1.0 and 1.1 have none of the cipher suites
+  cipher_suites = ["TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"]
+}
+
+tls "defaults" {
+  certificate { dir = "certs" }
+  min_version = "1.1" # warning: TLS 1.1 is broken
 }
 
 tls "suites" {
@@ -211,7 +218,7 @@ upstream "names" {
 upstream "unix" {
   server "a" { address = "10.0.0.1:443" }
   server "b" { address = "unix:/run/b.sock" }
-  tls {} # error: server "b" at testdata/tls.hcl:213:3 is a unix socket, which has no name to verify
+  tls {} # error: server "b" at testdata/tls.hcl:220:3 is a unix socket, which has no name to verify
 }
 
 upstream "trusting" {
