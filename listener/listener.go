@@ -16,6 +16,10 @@ type Listener struct {
 	active atomic.Int64 // sessions, for limits.connections
 	loops  []counters
 
+	handshakes    atomic.Int64 // under way, for limits.handshakes
+	handshakeRate bucket
+	engines       [engineCount]atomic.Int64
+
 	acceptErrors atomic.Uint64
 	acceptPauses atomic.Uint64
 }
@@ -27,12 +31,14 @@ type counters struct {
 	ended    atomic.Uint64
 	ends     [endCount]atomic.Uint64
 	seconds  *histogram.Histogram
+	tls      tlsCounters
 	_        [64]byte
 }
 
 func newListener(name string, loops int) *Listener {
 	l := &Listener{name: name, loops: make([]counters, loops)}
 	for i := range l.loops {
+		l.loops[i].tls = newTLSCounters()
 		l.loops[i].seconds = histogram.New(time.Millisecond, 10*time.Millisecond, 100*time.Millisecond, time.Second, 10*time.Second,
 			time.Minute, 10*time.Minute, time.Hour, 6*time.Hour, 24*time.Hour)
 	}
@@ -41,6 +47,9 @@ func newListener(name string, loops int) *Listener {
 
 func (l *Listener) stats() Stats {
 	s := Stats{Name: l.name, AcceptErrors: l.acceptErrors.Load(), AcceptPauses: l.acceptPauses.Load()}
+	for e := range l.engines {
+		s.TLS.Sessions[e] = l.engines[e].Load()
+	}
 	for i := range l.loops {
 		c := &l.loops[i]
 		// The end first: a session that begins and ends in between must not
@@ -49,6 +58,7 @@ func (l *Listener) stats() Stats {
 		n := c.sessions.Load()
 		s.Sessions += n
 		s.Active += int64(n)
+		c.tls.addTo(&s.TLS)
 		for e := range c.ends {
 			s.Ends[e] += c.ends[e].Load()
 		}

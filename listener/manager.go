@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"edgeproxy/internal/reactor"
+	"edgeproxy/tlsterm"
 	"edgeproxy/upstream"
 )
 
@@ -29,6 +30,7 @@ type Env struct {
 	MaxPipes       int       // that one loop may hold at one time
 	Steering       *Steering // chooses the loop of a new connection; nil: the kernel's hash does
 	Inherited      func(name string) []*os.File
+	Handshakes     *tlsterm.Pool
 	Events         Events
 }
 
@@ -114,7 +116,7 @@ type Plan struct {
 // new. Sockets of unchanged addresses are kept, with their queues, even if
 // they move to another listener. Nothing of what runs changes. The error joins
 // all that went wrong.
-func (m *Manager) Prepare(opts []Options, groups func(name string) *upstream.Group) (*Plan, error) {
+func (m *Manager) Prepare(opts []Options, groups func(name string) *upstream.Group, contexts func(name string) *tlsterm.Context) (*Plan, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	p := &Plan{m: m, sockets: map[string][]*use{}}
@@ -134,6 +136,7 @@ func (m *Manager) Prepare(opts []Options, groups func(name string) *upstream.Gro
 			ln = newListener(o.Name, len(m.workers))
 		}
 		t := newTable(o, groups)
+		t.secure(contexts)
 		if before := ln.table.Load(); before != nil && before.opts.Limits == o.Limits {
 			t.limits = before.limits
 		} else {

@@ -98,7 +98,7 @@ func rejects(network, address string) error {
 
 func apply(t *testing.T, m *Manager, look func(string) *upstream.Group, opts ...Options) {
 	t.Helper()
-	p, err := m.Prepare(opts, look)
+	p, err := m.Prepare(opts, look, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +153,7 @@ func TestPrepareGivenUp(t *testing.T) {
 			}
 		}
 	}
-	p, err := m.Prepare(more, noGroups)
+	p, err := m.Prepare(more, noGroups, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,7 +164,7 @@ func TestPrepareGivenUp(t *testing.T) {
 	unchanged("discarded")
 
 	more = append(more, rejecting(t, "c", "192.0.2.99:0", "unix:"+dir+"/missing/s"), rejecting(t, "d", "127.0.0.1:0"))
-	_, err = m.Prepare(more, noGroups)
+	_, err = m.Prepare(more, noGroups, nil)
 	if err == nil || !strings.Contains(err.Error(), `listener "c": binding 192.0.2.99:0`) || !strings.Contains(err.Error(), "create the folder") {
 		t.Errorf("not all that went wrong: %v", err)
 	}
@@ -268,9 +268,13 @@ func echo(t *testing.T) func(string) *upstream.Group {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return upstream.Prepare(&upstream.Env{Loops: len(theLoops())}, nil, []upstream.Options{
+	set, err := upstream.Prepare(&upstream.Env{Loops: len(theLoops())}, nil, []upstream.Options{
 		{Name: "echo", Servers: []upstream.ServerOptions{{Name: "s", Address: a}}},
-	}).Group
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return set.Group
 }
 
 func echoing(t *testing.T, name string, addresses ...string) Options {

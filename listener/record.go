@@ -3,6 +3,8 @@ package listener
 import (
 	"net/netip"
 	"time"
+
+	"edgeproxy/internal/sniff"
 )
 
 // Record is what is known of a session when it ends: the access log line.
@@ -24,6 +26,13 @@ type Record struct {
 	Duration      time.Duration
 	Connect       time.Duration // from the choice of a server until it was connected to; 0 if it never was
 	Retries       int
+	Protocol      sniff.Protocol // by the first bytes; Unknown where nobody has looked at them
+	SNI           string         // "" where none was seen
+	ALPN          string         // agreed on; "" if none was
+	TLSVersion    uint16         // of TLS terminated here; 0: none was
+	TLSCipher     uint16
+	TLS           time.Duration // the handshake
+	ClientName    string        // subject of the client's verified certificate (RFC 4514)
 	End           End
 	Phase         Phase
 	Err           error // nil: nothing to add

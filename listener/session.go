@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"edgeproxy/internal/reactor"
+	"edgeproxy/internal/sniff"
 	"edgeproxy/splice"
 	"edgeproxy/upstream"
 )
@@ -14,11 +15,19 @@ import (
 // be given a keepalive: the many short ones are spared the system calls.
 const tuneAfter = 30 * time.Second
 
+// shedAfter is how long a session with TLS must be idle until its ciphers are
+// given up: two thirds of a kilobyte for each direction, made anew in less
+// than a microsecond.
+const shedAfter = 10 * time.Second
+
 // session is one client's connection from accept to end. It is on the loop,
 // and lives in its worker's slab: nothing outside may keep a pointer to it.
 //
-//	accept ──▶ connect ──▶ relay
-//	   └──────────┴──────────┴──▶ end
+//	accept ─▶ proxy header ─▶ sniff ─▶ TLS ─▶ connect ─▶ relay
+//	   └───────────┴────────────┴───────┴────────┴─────────┴──▶ end
+//
+// The stages between accept and connect are in opening.go; most sessions need
+// none of them.
 type session struct {
 	relay  splice.Relay
 	a      *acceptor
@@ -26,6 +35,7 @@ type session struct {
 	server *upstream.Server // leased; nil: none
 	group  *upstream.Group
 	dial   *upstream.Dial // under way; nil: none
+	more   *details       // nil: none
 	next   *session       // free list
 	timer  reactor.Timer
 
@@ -35,9 +45,11 @@ type session struct {
 	source  netip.AddrPort
 	limited bool // the limiter has counted it
 	tuned   bool
+	shed    bool // the relay has given up its ciphers
 	phase   Phase
 	retries uint8
-	routeNo int32 // -1: none
+	want    sniff.Set // what the first bytes are searched for
+	routeNo int32     // -1: none
 }
 
 func (s *session) live() bool { return s.id != 0 }
@@ -53,66 +65,117 @@ func (w *worker) begin(a *acceptor, fd int, source netip.AddrPort) {
 	w.ids++
 	s := w.newSession()
 	s.a, s.table, s.id, s.begun, s.source = a, ln.table.Load(), w.ids, w.loop.Now(), source
-	s.phase, s.routeNo = PhaseAccept, -1
+	s.phase, s.want, s.routeNo = PhaseAccept, 0, -1
 	if err := s.relay.Init(w.engine, s, &c.bytes, fd); err != nil {
 		w.loop.CloseLater(fd)
 		s.end(Overloaded, err)
 		return
 	}
 	t := s.table
-	if !t.allowed(source.Addr()) {
-		s.end(Denied, nil)
-		return
-	}
 	if n := t.opts.Limits.Connections; n > 0 && ln.active.Load() > int64(n) {
 		s.end(Limited, errLimit("connections"))
 		return
 	}
+	if t.opening {
+		s.startDeadline()
+		if t.proxied(source.Addr()) {
+			s.phase = PhaseProxyHeader
+			return // its first event is on its way, with what has come by then
+		}
+	}
+	s.admit()
+}
+
+// admit applies what is asked of the client's address, and goes on.
+func (s *session) admit() {
+	w, t := s.a.w, s.table
+	if !t.allowed(s.source.Addr()) {
+		s.end(Denied, nil)
+		return
+	}
 	if t.limits != nil {
-		if which := t.limits.enter(source.Addr(), w.loop.Now()); which != "" {
+		if which := t.limits.enter(s.source.Addr(), w.loop.Now()); which != "" {
 			s.end(Limited, errLimit(which))
 			return
 		}
 		s.limited = true
 	}
-	s.route()
+	f := facts{source: s.source.Addr(), port: s.localPort()}
+	if t.opening {
+		want := t.sniffs(&f)
+		if len(t.opts.AcceptProxy) > 0 && s.phase == PhaseAccept {
+			want = want.With(sniff.Proxy) // it must not get to a server
+		}
+		if want != 0 {
+			s.startSniffing(want)
+			return
+		}
+	}
+	s.choose(&f, 0)
 }
 
 type errLimit string
 
 func (e errLimit) Error() string { return "limits." + string(e) + " is reached" }
 
-// route chooses the upstream, and begins to connect.
-func (s *session) route() {
-	w, t := s.a.w, s.table
-	n := t.route(&facts{source: s.source.Addr(), port: s.localPort()})
+// choose finds the route. Of the client's bytes seen are known by f.
+func (s *session) choose(f *facts, seen int) {
+	n := s.table.route(f)
 	if n < 0 {
-		s.end(NoRoute, nil)
+		s.refuse(f, seen)
 		return
 	}
 	s.routeNo = int32(n)
-	r := &t.routes[n]
+	r := &s.table.routes[n]
 	if r.opts.Reject {
 		s.end(Denied, nil)
 		return
 	}
+	if r.tls != nil && f.tls == "" {
+		if f.info == nil {
+			// A handshake begins with a whole ClientHello: whoever sends
+			// none, or half of it, costs no more than other sessions.
+			s.startSniffing(sniff.Set(0).With(sniff.TLS))
+			return
+		}
+		s.terminate(r.tls, f, seen)
+		return
+	}
+	s.dialOut(r)
+}
+
+// dialOut begins to connect to a server.
+func (s *session) dialOut(r *route) {
+	w := s.a.w
 	s.phase = PhaseConnect
 	s.group = r.group(w.rnd)
-	if t.handshake > 0 {
-		w.loop.StartTimer(&s.timer, t.handshake)
+	if !s.table.opening {
+		s.startDeadline()
 	}
-	var local netip.AddrPort
+	c := upstream.Client{Source: s.source}
 	if s.group.Options().ProxyProtocol != upstream.ProxyNone {
-		local = s.local()
+		c.Local = s.local()
+		c.TLVs = s.tlvs()
 	}
 	// The session may be over when Dial returns: then the result is nil.
-	if d := w.dialer.Dial(s.group, s, s.source, local); d != nil {
+	if d := w.dialer.Dial(s.group, s, c); d != nil {
 		s.dial = d
+	}
+}
+
+// startDeadline starts the one timer that runs until a server is connected to.
+func (s *session) startDeadline() {
+	if h := s.table.handshake; h > 0 {
+		loop := s.a.w.loop
+		loop.StartTimer(&s.timer, h-time.Duration(loop.Now()-s.begun))
 	}
 }
 
 // local is the address the client connected to; invalid for a unix socket.
 func (s *session) local() netip.AddrPort {
+	if s.more != nil && s.more.local.IsValid() {
+		return s.more.local
+	}
 	if s.a.local.IsValid() || !s.a.socket.local.IsValid() {
 		return s.a.local
 	}
@@ -140,12 +203,15 @@ func (s *session) Dialed(d *upstream.Dial, o upstream.Outcome) {
 		return
 	}
 	s.server, s.connect, s.phase = d.Server, d.Took, PhaseRelay
+	if d.TLS != nil || d.Bridge != nil {
+		s.secureServer(d)
+	}
 	s.watch()
 	var shaper *splice.Shaper
 	if l := &s.table.opts.Limits; l.BandwidthIn > 0 || l.BandwidthOut > 0 {
 		shaper = splice.NewShaper(l.BandwidthIn, l.BandwidthOut)
 	}
-	s.relay.Join(d.FD, d.Token, d.Events, shaper)
+	s.relay.Join(d.FD, d.Token, d.Events, d.TLS, shaper)
 }
 
 // watch starts the timer for whatever is due first while relaying.
@@ -163,6 +229,9 @@ func (s *session) watch() {
 	age := time.Duration(loop.Now() - s.begun)
 	if t.lifetime > 0 {
 		sooner(t.lifetime - age)
+	}
+	if s.more != nil && s.more.records && !s.shed {
+		sooner(shedAfter)
 	}
 	if !s.tuned {
 		if idle := s.group.Options().KeepaliveIdle(); idle > 0 {
@@ -189,7 +258,7 @@ func (s *session) idleLimit() time.Duration {
 // Expired implements [reactor.Expirer].
 func (s *session) Expired(*reactor.Timer) {
 	if s.phase != PhaseRelay {
-		s.end(HandshakeTimeout, fmt.Errorf("not connected to a server within timeouts.handshake (%v)", s.table.handshake))
+		s.late()
 		return
 	}
 	age := time.Duration(s.a.w.loop.Now() - s.begun)
@@ -205,6 +274,10 @@ func (s *session) Expired(*reactor.Timer) {
 		}
 		return
 	}
+	if s.more != nil && s.more.records && !s.shed && s.relay.Idle() >= shedAfter-time.Second {
+		s.shed = true
+		s.relay.Shed()
+	}
 	if idle := s.group.Options().KeepaliveIdle(); !s.tuned && age >= min(tuneAfter, idle) {
 		s.tuned = true
 		s.group.Options().Tune(s.relay.ServerFD())
@@ -219,6 +292,12 @@ func (s *session) RelayHalfClosed() {
 	}
 }
 
+// RelayWarm implements [splice.Owner].
+func (s *session) RelayWarm() {
+	s.shed = false
+	s.watch()
+}
+
 // RelayEnded implements [splice.Owner].
 func (s *session) RelayEnded(c splice.Cause) {
 	switch c {
@@ -230,6 +309,10 @@ func (s *session) RelayEnded(c splice.Cause) {
 		s.end(ClientReset, s.relay.Err())
 	case splice.ServerReset:
 		s.end(ServerReset, s.relay.Err())
+	case splice.ClientTLS:
+		s.end(TLSFailed, fmt.Errorf("client: %w", s.relay.Err()))
+	case splice.ServerTLS:
+		s.end(TLSFailed, fmt.Errorf("server: %w", s.relay.Err()))
 	}
 }
 
@@ -248,6 +331,10 @@ func (s *session) endAt(e End, err error, tried *upstream.Server) {
 	if log := w.m.accessLog(); log != nil {
 		s.log(log, e, err, tried)
 	}
+	if s.more != nil {
+		s.more.end(s, e)
+		s.more = nil
+	}
 	s.relay.Close(!e.orderly())
 	if s.server != nil {
 		s.server.Release()
@@ -265,7 +352,7 @@ func (s *session) endAt(e End, err error, tried *upstream.Server) {
 	w.loop.AddSession(-1)
 	w.tally.end()
 	w.m.unreserve()
-	s.id, s.tuned, s.retries, s.connect = 0, false, 0, 0
+	s.id, s.tuned, s.shed, s.retries, s.connect = 0, false, false, 0, 0
 	s.table, s.group, s.a = nil, nil, nil
 	s.next = w.free
 	w.free = s
@@ -287,6 +374,9 @@ func (s *session) log(log AccessLogger, e End, err error, tried *upstream.Server
 	}
 	if s.group != nil {
 		r.Upstream = s.group.Options().Name
+	}
+	if s.more != nil {
+		s.more.fill(r)
 	}
 	if tried != nil {
 		r.Server, r.ServerAddress = tried.Name, tried.AddressText()

@@ -16,4 +16,5 @@ type Stats struct {
 	AcceptErrors uint64 // accept(2) failures; EMFILE and ENFILE among them
 	AcceptPauses uint64 // times accepting was paused: descriptors or max_connections
 	Seconds      histogram.Data
+	TLS          TLSStats
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"edgeproxy/internal/sniff"
+	"edgeproxy/tlsterm"
 	"edgeproxy/upstream"
 )
 
@@ -26,12 +27,17 @@ type table struct {
 	want      sniff.Set // all that is ever sniffed
 	steps     []step
 	reverify  bool // some route asks for names in the client's certificate
+
+	opening       bool          // some sessions have more to do than to connect: see session.admit
+	sniffTimeout  time.Duration // 0: off
+	handshakeRate rule
 }
 
 type route struct {
 	opts   *RouteOptions
 	shares []share
 	total  int
+	tls    *tlsterm.Context // nil: passed through
 }
 
 type share struct {

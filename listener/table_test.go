@@ -28,7 +28,11 @@ func groups(names ...string) func(string) *upstream.Group {
 	for _, n := range names {
 		opts = append(opts, upstream.Options{Name: n})
 	}
-	return upstream.Prepare(&upstream.Env{Loops: 2}, nil, opts).Group
+	set, err := upstream.Prepare(&upstream.Env{Loops: 2}, nil, opts)
+	if err != nil {
+		panic(err)
+	}
+	return set.Group
 }
 
 func addr(s string) netip.Addr {

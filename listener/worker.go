@@ -48,7 +48,7 @@ type worker struct {
 }
 
 func newWorker(m *Manager, l *reactor.Loop, maxPipes int) *worker {
-	w := &worker{m: m, loop: l, engine: splice.NewEngine(l, maxPipes), dialer: upstream.Dialer{Loop: l}}
+	w := &worker{m: m, loop: l, engine: splice.NewEngine(l, maxPipes), dialer: upstream.Dialer{Loop: l, Handshakes: m.env.Handshakes}}
 	w.rnd = rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
 	// Unique in this process, and most likely among a fleet's log lines.
 	w.ids = rand.Uint64()<<44 | uint64(l.Index)<<36
@@ -242,6 +242,11 @@ func (w *worker) each(f func(*session)) {
 			}
 		}
 	}
+}
+
+func recvFlags(fd int, b []byte, flags int) (int, unix.Errno) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), uintptr(flags), 0, 0)
+	return int(n), errno
 }
 
 // localOf asks the kernel what address a client connected to.

@@ -47,25 +47,31 @@ func (r *Relay) copy(src, dst *side, want int) int {
 	if dst.state&broken != 0 {
 		return n // thrown away, see writeFailed
 	}
-	flags := unix.MSG_NOSIGNAL
+	flags := 0
 	if n < want && src.state&fin != 0 {
 		// The next read ends the stream: the kernel holds the bytes back
 		// until the shutdown, and FIN goes with them in one segment.
-		flags |= unix.MSG_MORE
+		flags = unix.MSG_MORE
 	}
-	w, errno := send(dst.fd, buf[:n], flags)
+	r.deliver(src, dst, buf[:n], flags)
+	return n
+}
+
+// deliver sends b, made of what was read from src, to dst, and keeps what dst
+// does not take.
+func (r *Relay) deliver(src, dst *side, b []byte, flags int) {
+	w, errno := send(dst.fd, b, unix.MSG_NOSIGNAL|flags)
 	if errno != 0 && errno != unix.EAGAIN && errno != unix.EINTR {
 		r.writeFailed(src, dst, errno)
-		return n
+		return
 	}
 	if w > 0 {
-		r.took(src, w)
+		r.sent(src, dst, w)
 	}
-	if w < n {
+	if w < len(b) {
 		dst.state &^= writable
-		src.kept = r.engine.keep(buf[w:n])
+		src.kept = r.engine.keep(b[w:])
 	}
-	return n
 }
 
 // flush writes what src holds to dst, as far as it is taken.
@@ -82,7 +88,7 @@ func (r *Relay) flush(src, dst *side) {
 	}
 	if w > 0 {
 		k.from += w
-		r.took(src, w)
+		r.sent(src, dst, w)
 	}
 	if k.from < k.to {
 		dst.state &^= writable

@@ -33,6 +33,7 @@ type Engine struct {
 	MaxPipes int
 
 	buf   []byte
+	tls   *sealed // made for the first TLS session
 	pipes *pipe
 	spare int // clean pipes in the free list
 	held  int // pipes given out
@@ -45,6 +46,12 @@ type Engine struct {
 func NewEngine(l *reactor.Loop, maxPipes int) *Engine {
 	return &Engine{Loop: l, MaxPipes: maxPipes, buf: make([]byte, bufferSize)}
 }
+
+// Scratch is a buffer for what is done at once, on the loop.
+func (e *Engine) Scratch() []byte { return e.buf }
+
+// ScratchSize is the length of Scratch.
+func (e *Engine) ScratchSize() int { return len(e.buf) }
 
 func (e *Engine) coarse() uint32 { return uint32(e.Loop.Now() >> coarseShift) }
 

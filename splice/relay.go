@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"edgeproxy/internal/reactor"
+	"edgeproxy/internal/tlsrecord"
 )
 
 // Cause says why a relay ended.
@@ -16,12 +17,18 @@ const (
 	Running      Cause = iota
 	ClientClosed       // both sides have finished, the client first
 	ServerClosed       // both sides have finished, the server first
-	ClientReset        // the client's socket failed; Err tells how
+	ClientReset        // the client's socket failed, or its TLS stream was cut; Err tells how
 	ServerReset
+	ClientTLS // the client has broken the TLS protocol, or sent a fatal alert; Err tells how
+	ServerTLS
 )
 
 // Owner is told of its relay's fate, on the loop.
 type Owner interface {
+	// ClientReady tells of the client's socket before Join.
+	ClientReady(ev reactor.Events)
+	// RelayWarm tells that [Relay.Shed] has something to give up again.
+	RelayWarm()
 	// RelayHalfClosed tells that one side has finished sending, once.
 	RelayHalfClosed()
 	// RelayEnded tells of the end, once. The descriptors are still open then:
@@ -51,10 +58,11 @@ type side struct {
 	token reactor.Token
 	kept  *kept  // read here, not yet taken by the other side
 	pipe  *pipe  // spliced from here, not yet taken by the other side
+	tls   *leg   // nil: none
 	bytes uint64 // read here and taken by the other side
 	fd    int32
 	state uint16
-	runs  uint8 // copying: full reads in a row; splicing: meagre splices in a row
+	runs  uint8 // copying: full reads in a row; splicing: meagre splices in a row; sealing: small records
 	errno uint8 // why reading failed, or writing (with broken); Linux has 133
 }
 
@@ -97,11 +105,15 @@ func (r *Relay) Init(e *Engine, o Owner, c *Counters, clientFD int) error {
 
 // Join adds a connected server, already registered with the loop, and begins
 // to relay. ev is what the loop reported of it together with the connection's
-// establishment. A nil shaper limits nothing. The relay may have ended when
-// Join returns.
-func (r *Relay) Join(serverFD int, t reactor.Token, ev reactor.Events, shaper *Shaper) {
+// establishment. A nil tls is none, a nil shaper limits nothing. The relay may
+// have ended when Join returns.
+func (r *Relay) Join(serverFD int, t reactor.Token, ev reactor.Events, tls *tlsrecord.Conn, shaper *Shaper) {
 	r.engine.Loop.SetHandler(t, (*serverSide)(r))
 	r.server = side{token: t, fd: int32(serverFD), state: writable}
+	if tls != nil {
+		r.server.tls = &leg{conn: tls}
+		r.server.state |= readable
+	}
 	r.joined = true
 	r.active = r.engine.coarse()
 	if shaper != nil {
@@ -119,13 +131,17 @@ func (r *Relay) Close(reset bool) {
 	r.joined = false
 	for _, s := range [...]*side{&r.client, &r.server} {
 		r.drop(s)
+		if s.tls != nil {
+			r.forget(s.tls)
+		}
 		if s.token != reactor.None {
-			if reset {
+			if reset && (s.tls == nil || !s.tls.notified) {
 				abortive(s.fd)
 			}
 			r.engine.Loop.Close(s.token)
 			s.token = reactor.None
 		}
+		s.tls = nil
 	}
 	if r.shaper != nil {
 		r.engine.Loop.StopTimer(&r.shaper.timer)
@@ -156,10 +172,42 @@ func (r *Relay) ServerFD() int { return int(r.server.fd) }
 // Err is the error of the socket that ended the relay; nil if none did.
 func (r *Relay) Err() error {
 	for _, s := range [...]*side{&r.client, &r.server} {
+		if s.tls != nil && s.tls.err != nil {
+			return s.tls.err
+		}
 		if s.errno != 0 {
 			return unix.Errno(s.errno)
 		}
 	}
+	return nil
+}
+
+// ClientFailed is what a hang-up or an error of the client's socket means,
+// before Join.
+func (r *Relay) ClientFailed() error {
+	r.client.errno = socketError(r.client.fd)
+	return unix.Errno(r.client.errno)
+}
+
+// ClientShut reports whether the client has finished sending, before Join.
+func (r *Relay) ClientShut() bool { return r.client.state&fin != 0 }
+
+// Detach takes the client's descriptor out of the relay and off the loop: it
+// is the caller's again.
+func (r *Relay) Detach() int {
+	r.engine.Loop.Forget(r.client.token)
+	r.client.token = reactor.None
+	return int(r.client.fd)
+}
+
+// Adopt takes another descriptor in the place of the one that was detached. On
+// failure it still belongs to the caller.
+func (r *Relay) Adopt(clientFD int) error {
+	t, err := r.engine.Loop.Add(clientFD, reactor.Stream, (*clientSide)(r))
+	if err != nil {
+		return err
+	}
+	r.client.fd, r.client.token, r.client.state = int32(clientFD), t, writable
 	return nil
 }
 
@@ -187,9 +235,8 @@ func (r *Relay) ready(s *side, ev reactor.Events) {
 	}
 	if r.joined {
 		r.run()
-	} else if ev&(reactor.Hangup|reactor.Failed) != 0 {
-		s.errno = socketError(s.fd)
-		r.owner.RelayEnded(ClientReset)
+	} else {
+		r.owner.ClientReady(ev)
 	}
 }
 
@@ -252,7 +299,12 @@ func (r *Relay) move(src, dst *side, budget *int) Cause {
 			}
 		}
 		var n int
-		if src.state&splicing != 0 && dst.state&broken == 0 {
+		if src.tls != nil || dst.tls != nil {
+			n = r.crypt(src, dst, want)
+			if src.tls != nil && src.tls.err != nil {
+				return r.tlsEnded(src)
+			}
+		} else if src.state&splicing != 0 && dst.state&broken == 0 {
 			n = r.splice(src, dst, want)
 		} else {
 			n = r.copy(src, dst, min(want, len(r.engine.buf)))
@@ -278,6 +330,9 @@ func (r *Relay) finish(src, dst *side) Cause {
 		// if by a FIN: its stream is not known to be whole.
 		return r.resetBy(src)
 	}
+	if dst.tls != nil && !r.notify(src, dst) {
+		return Running
+	}
 	dst.state |= shut
 	if r.first == Running {
 		r.first = ClientClosed
@@ -301,6 +356,17 @@ func (r *Relay) resetBy(s *side) Cause {
 	return ServerReset
 }
 
+// tlsEnded is the cause of an end by what src has sent, or not sent, as TLS.
+func (r *Relay) tlsEnded(s *side) Cause {
+	switch {
+	case s.tls.err == ErrTruncated:
+		return r.resetBy(s)
+	case s == &r.client:
+		return ClientTLS
+	}
+	return ServerTLS
+}
+
 // writeFailed notes that dst takes nothing any more. What it has sent before
 // is still delivered, as a server may answer and close while the client is
 // still sending; what src sends from now on is read and thrown away, until it
@@ -322,6 +388,16 @@ func (r *Relay) drop(s *side) {
 		r.engine.putPipe(s.pipe)
 		s.pipe = nil
 	}
+}
+
+// sent notes that dst has taken n bytes. Those of a TLS side have been counted
+// when they were sealed.
+func (r *Relay) sent(src, dst *side, n int) {
+	if dst.tls != nil {
+		r.active = r.engine.coarse()
+		return
+	}
+	r.took(src, n)
 }
 
 // took counts bytes that dst has taken.

@@ -38,6 +38,10 @@ type stream interface {
 
 func (b *bench) RelayHalfClosed() {}
 
+func (b *bench) ClientReady(reactor.Events) {}
+
+func (b *bench) RelayWarm() {}
+
 func (b *bench) RelayEnded(c Cause) {
 	b.err = b.relay.Err()
 	b.relay.Close(c != ClientClosed && c != ServerClosed)
@@ -77,7 +81,7 @@ func newBench(t *testing.T, network string, maxPipes int, shaper *Shaper) *bench
 		if err != nil {
 			t.Error(err)
 		}
-		b.relay.Join(sfd, tok, 0, shaper)
+		b.relay.Join(sfd, tok, 0, nil, shaper)
 	})
 	return b
 }

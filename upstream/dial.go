@@ -9,6 +9,8 @@ import (
 
 	"edgeproxy/internal/proxyproto"
 	"edgeproxy/internal/reactor"
+	"edgeproxy/internal/tlsrecord"
+	"edgeproxy/tlsterm"
 )
 
 // Outcome is how a dial ended.
@@ -50,15 +52,17 @@ type Dial struct {
 	FD      int           // connected socket
 	Token   reactor.Token // its registration
 	Events  reactor.Events
-	Err     error         // of the last attempt
-	Retries int           // attempts after the first
-	Took    time.Duration // the last attempt's connect
+	Err     error           // of the last attempt
+	Retries int             // attempts after the first
+	Took    time.Duration   // the last attempt's connect
+	TLS     *tlsrecord.Conn // re-encryption; nil: none, or Bridge
+	Bridge  *tlsterm.Bridge // re-encryption that crypto/tls does; FD is the loop's end
 
 	dialer  *Dialer
 	group   *Group
 	owner   Owner
-	client  netip.AddrPort
-	local   netip.AddrPort
+	client  Client
+	secure  *securing // TLS handshake under way; nil: none
 	timer   reactor.Timer
 	begun   int64
 	leased  bool
@@ -70,17 +74,24 @@ type Dial struct {
 	next    *Dial
 }
 
-// Dialer connects the sessions of one loop.
-type Dialer struct {
-	Loop *reactor.Loop
-	free *Dial
-	turn uint32
+// Client is what servers may be told of a session's client.
+type Client struct {
+	Source netip.AddrPort
+	Local  netip.AddrPort   // what it connected to
+	TLVs   *proxyproto.TLVs // for PROXY v2; nil: none
 }
 
-// Dial begins to connect to a server of g. client and local are the session's
-// addresses on the client's side, for the PROXY header. The result is nil when
-// the owner has been told already. On the loop.
-func (dl *Dialer) Dial(g *Group, o Owner, client, local netip.AddrPort) *Dial {
+// Dialer connects the sessions of one loop.
+type Dialer struct {
+	Loop       *reactor.Loop
+	Handshakes *tlsterm.Pool // for groups with TLS
+	free       *Dial
+	turn       uint32
+}
+
+// Dial begins to connect to a server of g. The result is nil when the owner
+// has been told already. On the loop.
+func (dl *Dialer) Dial(g *Group, o Owner, client Client) *Dial {
 	d := dl.free
 	if d == nil {
 		d = &Dial{dialer: dl}
@@ -88,7 +99,7 @@ func (dl *Dialer) Dial(g *Group, o Owner, client, local netip.AddrPort) *Dial {
 	} else {
 		dl.free = d.next
 	}
-	d.group, d.owner, d.client, d.local = g, o, client, local
+	d.group, d.owner, d.client = g, o, client
 	d.FD, d.Token = -1, reactor.None
 	if d.attempt() {
 		return nil
@@ -109,6 +120,11 @@ func (d *Dial) Cancel() {
 // abandon ends the attempt under way.
 func (d *Dial) abandon() {
 	d.dialer.Loop.StopTimer(&d.timer)
+	if d.secure != nil {
+		d.Token, d.FD = reactor.None, -1
+		d.secure.abandon()
+		d.secure = nil
+	}
 	if d.Token != reactor.None {
 		d.dialer.Loop.Close(d.Token)
 		d.Token, d.FD = reactor.None, -1
@@ -189,8 +205,13 @@ func (d *Dial) noneLeft() bool {
 // failed counts a failed attempt and reports whether it was the last.
 func (d *Dial) failed(errno unix.Errno) (last bool) {
 	s := d.Server
-	s.failures[reasonOf(errno)].Add(1)
-	d.Err = fmt.Errorf("connecting to server %q at %s: %w", s.Name, s.Address, errno)
+	return d.failedFor(reasonOf(errno), fmt.Errorf("connecting to server %q at %s: %w", s.Name, s.Address, errno))
+}
+
+func (d *Dial) failedFor(why Reason, err error) (last bool) {
+	s := d.Server
+	s.failures[why].Add(1)
+	d.Err = err
 	d.abandon()
 	if d.Retries >= d.group.retries {
 		return true
@@ -212,6 +233,10 @@ func outcomeOf(errno unix.Errno) Outcome {
 
 // Ready implements [reactor.Handler] while the socket connects.
 func (d *Dial) Ready(ev reactor.Events) {
+	if d.secure != nil {
+		d.secure.Wake()
+		return
+	}
 	if ev&(reactor.Failed|reactor.Hangup) != 0 {
 		errno := socketError(d.FD)
 		if errno == 0 {
@@ -240,18 +265,38 @@ func (d *Dial) Expired(*reactor.Timer) {
 		d.attempt()
 		return
 	}
+	if d.secure != nil {
+		s := d.Server
+		if d.failedFor(TimedOut, fmt.Errorf("TLS handshake with server %q at %s: not done within connect_timeout", s.Name, s.Address)) {
+			d.end(ConnectTimeout)
+			return
+		}
+		d.attempt()
+		return
+	}
 	d.retry(unix.ETIMEDOUT)
 }
 
+// connected goes on with a socket that is connected to its server. It reports
+// whether the dial has ended.
 func (d *Dial) connected(ev reactor.Events) bool {
-	loop := d.dialer.Loop
-	loop.StopTimer(&d.timer)
 	if d.group.opts.ProxyProtocol != ProxyNone {
 		if errno := d.sendHeader(); errno != 0 {
 			return d.retry(errno)
 		}
 	}
 	d.Events = ev
+	if d.group.tls != nil {
+		d.secure = d.startTLS()
+		return false
+	}
+	return d.established()
+}
+
+// established hands the connection to the owner.
+func (d *Dial) established() bool {
+	loop := d.dialer.Loop
+	loop.StopTimer(&d.timer)
 	d.Took = time.Duration(loop.NowExact() - d.begun)
 	d.group.connect.Observe(d.Took)
 	d.Server.sessions.Add(1)
@@ -263,11 +308,14 @@ func (d *Dial) connected(ev reactor.Events) bool {
 // does not, the server is of no use.
 func (d *Dial) sendHeader() unix.Errno {
 	var buf [256]byte
-	h := buf[:0]
-	if d.group.opts.ProxyProtocol == ProxyV1 {
-		h = proxyproto.AppendV1(h, d.client, d.local)
-	} else {
-		h = proxyproto.AppendV2(h, d.client, d.local)
+	h, c := buf[:0], &d.client
+	switch {
+	case d.group.opts.ProxyProtocol == ProxyV1:
+		h = proxyproto.AppendV1(h, c.Source, c.Local)
+	case c.TLVs != nil:
+		h = proxyproto.AppendV2TLVs(h, c.Source, c.Local, c.TLVs)
+	default:
+		h = proxyproto.AppendV2(h, c.Source, c.Local)
 	}
 	n, err := unix.SendmsgN(d.FD, h, nil, nil, unix.MSG_NOSIGNAL)
 	if err != nil {

@@ -151,7 +151,7 @@ func TestDialWaitsForRestart(t *testing.T) {
 	d.g = newTestGroup(Options{Retries: 1, Servers: []ServerOptions{at("a", "unix:"+path, 0)}}, 1)
 	r := &result{done: make(chan struct{})}
 	theLoop().Do(func() {
-		p := d.dl.Dial(d.g, r, client, local)
+		p := d.dl.Dial(d.g, r, Client{Source: client, Local: local})
 		if p == nil || !p.waiting || p.leased || d.g.active() != 0 {
 			t.Errorf("not waiting: %+v", p)
 		}
@@ -168,7 +168,7 @@ func TestDialServerGoesDownWhileWaiting(t *testing.T) {
 	d.g = newTestGroup(Options{Retries: 5, Servers: []ServerOptions{at("a", "unix:@edgeproxy-nobody", 0)}}, 1)
 	r := &result{done: make(chan struct{})}
 	theLoop().Do(func() {
-		d.dl.Dial(d.g, r, client, local)
+		d.dl.Dial(d.g, r, Client{Source: client, Local: local})
 		d.g.setUp("a", false)
 	})
 	<-r.done
@@ -185,7 +185,7 @@ func TestDialReset(t *testing.T) {
 	d.g = newTestGroup(Options{Retries: -1, Servers: []ServerOptions{at("a", l.Addr().String(), 0)}}, 1)
 	r := &result{done: make(chan struct{})}
 	theLoop().Do(func() {
-		p := d.dl.Dial(d.g, r, client, local)
+		p := d.dl.Dial(d.g, r, Client{Source: client, Local: local})
 		if p == nil {
 			t.Error("ended at once")
 			return
@@ -273,7 +273,7 @@ func TestDialProxyHeaderFails(t *testing.T) {
 	d.g = newTestGroup(Options{ProxyProtocol: ProxyV2, Servers: []ServerOptions{at("a", l.Addr().String(), 0), at("b", l.Addr().String(), 1)}}, 1)
 	r := &result{done: make(chan struct{})}
 	theLoop().Do(func() {
-		p := d.dl.Dial(d.g, r, client, local)
+		p := d.dl.Dial(d.g, r, Client{Source: client, Local: local})
 		if p == nil {
 			t.Error("ended at once")
 			return
@@ -310,7 +310,7 @@ func TestDialCancel(t *testing.T) {
 			d.g = newTestGroup(Options{Servers: []ServerOptions{at("a", test.address(t), 0)}}, 1)
 			r := &result{done: make(chan struct{})}
 			var p *Dial
-			theLoop().Do(func() { p = d.dl.Dial(d.g, r, client, local) })
+			theLoop().Do(func() { p = d.dl.Dial(d.g, r, Client{Source: client, Local: local}) })
 			for waiting := !test.waiting; waiting != test.waiting; { // a refusal comes as an event
 				theLoop().Do(func() { waiting = p.waiting })
 			}
@@ -341,7 +341,7 @@ func TestDialAfterCancel(t *testing.T) {
 	const early, late = 10 * time.Millisecond, 60 * time.Millisecond
 	d.g = newTestGroup(Options{Servers: full, ConnectTimeout: early, Retries: -1}, 1)
 	theLoop().Do(func() {
-		if p := d.dl.Dial(d.g, &result{done: make(chan struct{})}, client, local); p != nil {
+		if p := d.dl.Dial(d.g, &result{done: make(chan struct{})}, Client{Source: client, Local: local}); p != nil {
 			p.Cancel()
 		}
 	})
@@ -361,7 +361,7 @@ func TestDialCancelResets(t *testing.T) {
 	var c net.Conn
 	r := &result{done: make(chan struct{})}
 	theLoop().Do(func() {
-		p := d.dl.Dial(d.g, r, client, local)
+		p := d.dl.Dial(d.g, r, Client{Source: client, Local: local})
 		if p == nil {
 			t.Error("ended at once")
 			return
@@ -393,7 +393,7 @@ func TestDialWithoutDescriptors(t *testing.T) {
 		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 0, Max: was.Max}); err != nil {
 			t.Error(err)
 		}
-		if p := d.dl.Dial(d.g, r, client, local); p != nil {
+		if p := d.dl.Dial(d.g, r, Client{Source: client, Local: local}); p != nil {
 			t.Errorf("not ended: %+v", p)
 			p.Cancel()
 		}

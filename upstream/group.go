@@ -7,6 +7,7 @@ import (
 
 	"edgeproxy/balance"
 	"edgeproxy/internal/histogram"
+	"edgeproxy/tlsterm"
 )
 
 // rebuildPause bounds how often a loop builds its view anew while servers
@@ -31,6 +32,7 @@ type Group struct {
 	version   atomic.Uint64        // changes when a server's state does
 	views     []view               // by loop
 	resolving *resolving
+	tls       *tlsterm.ClientContext // nil: no re-encryption
 }
 
 // view is what one loop knows of the group: a picker for each tier, over the

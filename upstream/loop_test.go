@@ -123,7 +123,7 @@ func (d *dialing) dial() *result {
 	d.t.Helper()
 	r := &result{done: make(chan struct{})}
 	theLoop().Do(func() {
-		if p := d.dl.Dial(d.g, r, client, local); (p == nil) != (r.told == 1) {
+		if p := d.dl.Dial(d.g, r, Client{Source: client, Local: local}); (p == nil) != (r.told == 1) {
 			d.t.Errorf("Dial returned %p, its owner was told %d times", p, r.told)
 		}
 	})

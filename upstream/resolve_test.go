@@ -123,7 +123,7 @@ func pickName(g *Group, now time.Duration) string {
 func TestKeepResolving(t *testing.T) {
 	n := useNames(t)
 	synctest.Test(t, func(t *testing.T) {
-		set := Prepare(&Env{Loops: 1, Events: n}, nil, []Options{{Name: "web", Resolve: time.Second, Servers: []ServerOptions{named("a", "h")}}})
+		set, _ := Prepare(&Env{Loops: 1, Events: n}, nil, []Options{{Name: "web", Resolve: time.Second, Servers: []ServerOptions{named("a", "h")}}})
 		set.Commit(nil)
 		defer set.Close()
 		if got := n.told(); got != "[a error]" {
@@ -161,7 +161,7 @@ func TestResolvedByAnotherSet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		env := &Env{Loops: 1, Events: n}
 		o := Options{Name: "web", Servers: []ServerOptions{named("a", "h")}}
-		set := Prepare(env, nil, []Options{o})
+		set, _ := Prepare(env, nil, []Options{o})
 		set.Commit(nil)
 		defer set.Close()
 		if got := pickName(set.Group("web"), 1); got != "-" {
@@ -189,7 +189,7 @@ func TestFirstLookupIsBounded(t *testing.T) {
 			o.Servers = append(o.Servers, named(fmt.Sprint(i), fmt.Sprint("h", i)))
 		}
 		begun := time.Now()
-		set := Prepare(&Env{Loops: 1, Events: n}, nil, []Options{o})
+		set, _ := Prepare(&Env{Loops: 1, Events: n}, nil, []Options{o})
 		if d := time.Since(begun); d != firstLookup {
 			t.Errorf("took %v", d)
 		}

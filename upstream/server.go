@@ -17,12 +17,13 @@ const (
 	Unreachable               // no route to the host or the network, or it says so
 	Reset                     // accepted and reset before a byte was exchanged
 	NoPorts                   // no local port is left towards the server
+	TLS                       // connected, but the TLS handshake failed
 	Other
 	reasonCount
 )
 
 // Reasons holds the names, indexed by Reason.
-var Reasons = [...]string{"refused", "timeout", "unreachable", "reset", "no_ports", "other"}
+var Reasons = [...]string{"refused", "timeout", "unreachable", "reset", "no_ports", "tls", "other"}
 
 func (r Reason) String() string { return Reasons[r] }
 

@@ -8,7 +8,8 @@
 //  2. Taking it is a lease: it counts in the server's load until released.
 //  3. The socket connects without blocking, on the session's loop; a failure
 //     is counted, the lease given back, and another server picked.
-//  4. The PROXY header goes first, if there is to be one.
+//  4. The PROXY header goes first, if there is to be one; then the TLS
+//     handshake, in a pool of workers.
 //  5. The owner gets the connected socket and the lease, which it gives back
 //     with [Server.Release], exactly once.
 //
@@ -18,10 +19,12 @@ package upstream
 
 import (
 	"context"
+	"errors"
 	"reflect"
 	"sync"
 
 	"edgeproxy/health"
+	"edgeproxy/tlsterm"
 )
 
 // Events is told of what happens to servers, from any goroutine.
@@ -38,6 +41,7 @@ type Env struct {
 	Loops  int
 	Checks *health.Scheduler
 	Events Events
+	TLS    tlsterm.CertificateEvents // told of client certificates; nil: nobody is
 }
 
 // Set is all upstreams of one configuration.
@@ -49,10 +53,12 @@ type Set struct {
 
 // Prepare makes the upstreams of a configuration, going on with the servers
 // that old (may be nil) has as well. Nothing of old changes until [Set.Commit];
-// a prepared set that is not committed needs no closing.
-func Prepare(env *Env, old *Set, opts []Options) *Set {
+// a prepared set that is not committed needs no closing. The error joins all
+// that went wrong: files for TLS that cannot be used.
+func Prepare(env *Env, old *Set, opts []Options) (*Set, error) {
 	s := &Set{env: env, groups: make(map[string]*Group, len(opts))}
 	var unresolved []*Server
+	var errs []error
 	for i := range opts {
 		o := opts[i]
 		var before *Group
@@ -64,6 +70,16 @@ func Prepare(env *Env, old *Set, opts []Options) *Set {
 			continue
 		}
 		g := newGroup(env, o, before)
+		if o.TLS != nil {
+			if before != nil && reflect.DeepEqual(before.opts.TLS, o.TLS) {
+				g.tls = before.tls
+			} else if c, err := tlsterm.PrepareClient(o.Name, o.TLS, env.TLS); err != nil {
+				errs = append(errs, err)
+				continue
+			} else {
+				g.tls = c
+			}
+		}
 		for _, m := range g.members {
 			if m.endpoint.Load() == nil {
 				unresolved = append(unresolved, m.Server)
@@ -71,10 +87,13 @@ func Prepare(env *Env, old *Set, opts []Options) *Set {
 		}
 		s.add(g)
 	}
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
+	}
 	if len(unresolved) > 0 {
 		resolveAll(unresolved, env.Events)
 	}
-	return s
+	return s, nil
 }
 
 func (s *Set) add(g *Group) {

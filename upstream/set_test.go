@@ -39,7 +39,7 @@ func (g *Group) member(name string) *member {
 
 // commit prepares and commits, and closes the set when the test ends.
 func commit(t *testing.T, env *Env, old *Set, opts ...Options) *Set {
-	s := Prepare(env, old, opts)
+	s, _ := Prepare(env, old, opts)
 	s.Commit(old)
 	t.Cleanup(s.Close)
 	return s
@@ -67,7 +67,7 @@ func TestServersSurviveReloads(t *testing.T) {
 		at("a2", "10.0.0.1:80", 0), // renamed: another
 	}
 	changed.OnDown = CloseSessions
-	two := Prepare(env, one, []Options{db, changed})
+	two, _ := Prepare(env, one, []Options{db, changed})
 	if got := was.member("a").OnDown(); got != KeepSessions {
 		t.Error("a prepared set is in force before Commit")
 	}

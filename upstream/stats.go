@@ -14,7 +14,7 @@ type ServerStats struct {
 	LastErr  string // of the last health check, "" if it passed
 	Active   int64
 	Sessions uint64
-	Failures map[string]uint64 // connect failures by reason: refused, timeout, unreachable, reset, no_ports, other
+	Failures map[string]uint64 // connect failures by reason: refused, timeout, unreachable, reset, no_ports, tls, other
 	Checks   CheckStats
 }
 

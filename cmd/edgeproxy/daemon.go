@@ -22,6 +22,7 @@ import (
 	"edgeproxy/internal/sdnotify"
 	"edgeproxy/internal/version"
 	"edgeproxy/listener"
+	"edgeproxy/tlsterm"
 	"edgeproxy/upstream"
 )
 
@@ -40,6 +41,8 @@ type daemon struct {
 	running    sync.WaitGroup // loops
 	checks     *health.Scheduler
 	upEnv      *upstream.Env
+	handshakes *tlsterm.Pool
+	tlsEnv     *tlsterm.Env
 	steering   *listener.Steering // nil: the kernel spreads connections over the loops
 	manager    *listener.Manager
 	admin      *admin.Server
@@ -51,6 +54,7 @@ type daemon struct {
 	state     atomic.Uint32                 // admin.Phase
 	config    atomic.Pointer[config.Config] // in force
 	upstreams atomic.Pointer[upstream.Set]
+	tls       atomic.Pointer[tlsterm.Set]
 	reloadOK  atomic.Bool
 	reloadAt  atomic.Int64 // unix ns of the last success
 
@@ -109,11 +113,14 @@ func (d *daemon) start(cfg *config.Config) (err error) {
 		return err
 	}
 	d.checks = health.NewScheduler()
-	d.upEnv = &upstream.Env{Loops: workers, Checks: d.checks, Events: d}
+	d.handshakes = tlsterm.NewPool(workers)
+	events := tlsEvents{d.log}
+	d.tlsEnv = &tlsterm.Env{Events: events}
+	d.upEnv = &upstream.Env{Loops: workers, Checks: d.checks, Events: d, TLS: events}
 	d.steer(cfg)
 	d.manager = listener.NewManager(listener.Env{
 		Loops: d.loops, MaxConnections: d.limits.connections, MaxPipes: d.limits.pipes, Inherited: inherited, Events: d,
-		Steering: d.steering,
+		Steering: d.steering, Handshakes: d.handshakes,
 	})
 	p, err := d.prepare(cfg)
 	if err != nil {
@@ -190,10 +197,16 @@ func (d *daemon) close() error {
 	if d.checks != nil {
 		d.checks.Close()
 	}
+	if d.handshakes != nil {
+		d.handshakes.Close() // before the loops, which are told of their ends
+	}
 	for _, l := range d.loops {
 		l.Post(l.Stop)
 	}
 	d.running.Wait()
+	if s := d.tls.Load(); s != nil {
+		s.Close()
+	}
 	d.steering.Close()
 	d.removePID()
 	return errors.Join(d.access.Close(), d.logger.Close())

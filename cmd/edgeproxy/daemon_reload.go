@@ -14,6 +14,7 @@ import (
 	"edgeproxy/internal/logging"
 	"edgeproxy/internal/sdnotify"
 	"edgeproxy/listener"
+	"edgeproxy/tlsterm"
 	"edgeproxy/upstream"
 )
 
@@ -24,6 +25,7 @@ type transition struct {
 	logs      *logging.Change
 	access    *accesslog.Change // nil: unchanged
 	admin     *admin.Change
+	tls       *tlsterm.Set
 	upstreams *upstream.Set
 	listeners *listener.Plan
 }
@@ -37,7 +39,7 @@ func (d *daemon) prepare(cfg *config.Config) (t *transition, err error) {
 			t.discard()
 		}
 	}()
-	var errs [4]error
+	var errs [6]error
 	t.logs, errs[0] = d.logger.Prepare(d.logOptions(cfg))
 	if o := accesslog.Options(cfg.AccessLog); o != d.accessOpts {
 		// Not otherwise: after privileges were dropped the file may be open
@@ -45,8 +47,11 @@ func (d *daemon) prepare(cfg *config.Config) (t *transition, err error) {
 		t.access, errs[1] = d.access.Prepare(o)
 	}
 	t.admin, errs[2] = d.admin.Prepare(cfg.Admin.Address)
-	t.upstreams = upstream.Prepare(d.upEnv, d.upstreams.Load(), cfg.Upstreams)
-	t.listeners, errs[3] = d.manager.Prepare(cfg.Listeners, t.upstreams.Group)
+	t.tls, errs[3] = tlsterm.Prepare(d.tlsEnv, d.tls.Load(), cfg.TLS)
+	t.upstreams, errs[4] = upstream.Prepare(d.upEnv, d.upstreams.Load(), cfg.Upstreams)
+	if errs[3] == nil && errs[4] == nil {
+		t.listeners, errs[5] = d.manager.Prepare(cfg.Listeners, t.upstreams.Group, t.tls.Context)
+	}
 	return t, errors.Join(errs[:]...)
 }
 
@@ -59,6 +64,9 @@ func (t *transition) discard() {
 	}
 	if t.admin != nil {
 		t.admin.Discard()
+	}
+	if t.tls != nil {
+		t.tls.Discard()
 	}
 	if t.listeners != nil {
 		t.listeners.Discard()
@@ -78,6 +86,9 @@ func (t *transition) commit() {
 	} else {
 		d.manager.SetAccessLog(nil)
 	}
+	oldTLS := d.tls.Load()
+	t.tls.Commit(oldTLS)
+	d.tls.Store(t.tls)
 	// Upstreams first: a route must not lead to a group that is not checked.
 	old := d.upstreams.Load()
 	t.upstreams.Commit(old)
@@ -143,13 +154,14 @@ func (d *daemon) explainUnchanged(cfg *config.Config) {
 		{"pin_cpus", cfg.Process.PinCPUs != now.PinCPUs},
 		{"user", cfg.Process.User != now.User},
 		{"steering", cfg.Process.Steering != now.Steering},
+		{"kernel_tls", cfg.Process.KernelTLS != now.KernelTLS},
 	} {
 		if c.differs {
 			d.log.Warn(fmt.Sprintf("process.%s has changed: restart edgeproxy to put that into effect", c.name))
 		}
 	}
 	cfg.Process.Workers, cfg.Process.PinCPUs, cfg.Process.User = now.Workers, now.PinCPUs, now.User
-	cfg.Process.Steering = now.Steering
+	cfg.Process.Steering, cfg.Process.KernelTLS = now.Steering, now.KernelTLS
 	if limits, err := descriptorLimits(len(d.loops), cfg); err == nil {
 		d.manager.SetMaxConnections(limits.connections)
 	}
