@@ -125,7 +125,7 @@ func join(b []byte) {
 // among them, skip warnings there, and would then see a name that we do not.
 func alert(b []byte) (verdict, int, error) {
 	switch {
-	case len(b) >= 2 && b[1] > 3, len(b) >= 4 && b[3] != 0, len(b) >= 5 && b[4] != 2:
+	case len(b) >= 2 && b[1] >= 0x10, len(b) >= 4 && b[3] != 0, len(b) >= 5 && b[4] != 2:
 		return no, 0, nil
 	case len(b) < 5:
 		return maybe, len(b) + 1, nil

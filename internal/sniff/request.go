@@ -2,6 +2,7 @@ package sniff
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 )
 
@@ -54,20 +55,17 @@ func (in *Info) requestHead(b []byte, head bool) (verdict, error) {
 	case method == 0, b[method] != ' ' && b[method] != '\t':
 		return no, nil
 	}
-	end := method
-	for ; ; end++ {
-		if end == len(b) {
+	end := bytes.IndexByte(b, '\n')
+	if end < 0 {
+		if isText(b[method:]) {
 			return maybe, nil
 		}
-		c := b[end]
-		if c == '\n' {
-			break
-		}
-		if c < ' ' && c != '\t' && c != '\r' || c == 0x7f {
-			return no, nil
-		}
+		return no, nil
 	}
-	line, rest := trimCR(b[:end]), b[end+1:]
+	if !isText(b[method:end]) {
+		return no, nil
+	}
+	line, rest := trimCR(b[:end]), b[end:]
 	if string(line) == "PRI * HTTP/2.0" {
 		return yes, nil
 	}
@@ -80,12 +78,16 @@ func (in *Info) requestHead(b []byte, head bool) (verdict, error) {
 	case !head:
 		return yes, nil
 	}
+	// As long as it may be sent byte by byte the head is only searched for its end.
+	if end = headEnd(rest); end < 0 {
+		return sure, nil
+	}
 	host, path, err := splitTarget(string(b[:method]) == "CONNECT", target)
 	if err != nil {
 		return sure, err
 	}
-	header, ended, err := hostHeader(rest)
-	if err != nil || !ended {
+	header, err := hostHeader(rest[1:end])
+	if err != nil {
 		return sure, err
 	}
 	if host == nil { // section 3.2.2: an absolute-form wins
@@ -102,12 +104,13 @@ func strictLine(s []byte) ([]byte, bool) {
 	if n < 2 || s[0] != ' ' || string(s[n:len(s)-1]) != version[:len(version)-1] || s[len(s)-1] < '0' || s[len(s)-1] > '9' {
 		return nil, false
 	}
-	for _, c := range s[1:n] {
-		if c <= ' ' {
+	target := s[1:n]
+	for _, c := range []byte(" \t\r") { // other controls are excluded by isText
+		if bytes.IndexByte(target, c) >= 0 {
 			return nil, false
 		}
 	}
-	return s[1:n], true
+	return target, true
 }
 
 // hasVersion reports whether a word of the line begins like HTTP's version.
@@ -128,7 +131,7 @@ func hasVersion(line []byte) bool {
 // the others, and the path.
 func splitTarget(connect bool, target []byte) (host, path []byte, err error) {
 	switch {
-	case target[0] == '/', len(target) == 1 && target[0] == '*':
+	case target[0] == '/':
 		return nil, target, nil
 	case connect:
 		host, err = authority(target)
@@ -136,6 +139,8 @@ func splitTarget(connect bool, target []byte) (host, path []byte, err error) {
 			err = errTarget
 		}
 		return host, nil, err
+	case string(target) == "*":
+		return nil, target, nil
 	}
 	scheme, rest, ok := bytes.Cut(target, []byte("://"))
 	if !ok || len(scheme) == 0 {
@@ -161,44 +166,54 @@ func splitTarget(connect bool, target []byte) (host, path []byte, err error) {
 	return host, path, err
 }
 
-// hostHeader reads header fields up to the empty line. A head that has not
-// ended may still get another Host.
-func hostHeader(b []byte) (host []byte, ended bool, err error) {
+// headEnd returns where the empty line begins that ends the head, of which b
+// is what follows the request line, with its LF.
+func headEnd(b []byte) int {
+	end := bytes.Index(b, []byte("\n\n"))
+	if end >= 0 {
+		b = b[:end+1]
+	}
+	if i := bytes.Index(b, []byte("\n\r\n")); i >= 0 {
+		end = i
+	}
+	if end < 0 {
+		return -1
+	}
+	return end + 1
+}
+
+// hostHeader reads header fields, each with its line end.
+func hostHeader(b []byte) (host []byte, err error) {
 	seen := false
-	for {
+	for len(b) > 0 {
 		end := bytes.IndexByte(b, '\n')
-		if end < 0 {
-			return nil, false, nil
-		}
 		line := trimCR(b[:end])
 		b = b[end+1:]
-		if len(line) == 0 {
-			return host, true, nil
-		}
 		if line[0] == ' ' || line[0] == '\t' {
-			return nil, false, errHeaderFolded
+			return nil, errHeaderFolded
 		}
 		if bytes.IndexByte(line, '\r') >= 0 || bytes.IndexByte(line, 0) >= 0 {
-			return nil, false, errControl
+			return nil, errControl
 		}
 		name := 0
 		for name < len(line) && isToken[line[name]] {
 			name++
 		}
 		if name == 0 || name == len(line) || line[name] != ':' {
-			return nil, false, errHeader
+			return nil, errHeader
 		}
 		if name != len("host") || !bytes.EqualFold(line[:name], []byte("host")) {
 			continue
 		}
 		if seen {
-			return nil, false, errHostTwice
+			return nil, errHostTwice
 		}
 		seen = true
 		if host, err = authority(bytes.Trim(line[name+1:], " \t")); err != nil {
-			return nil, false, err
+			return nil, err
 		}
 	}
+	return host, nil
 }
 
 // authority returns the host of host[:port], in the form of [Info.Host].
@@ -236,6 +251,30 @@ func authority(b []byte) ([]byte, error) {
 		}
 	}
 	return b, nil
+}
+
+// isText reports whether b has no control characters but TAB and CR.
+func isText(b []byte) bool {
+	const ones = 0x0101010101010101
+	for len(b) >= 8 {
+		x := binary.LittleEndian.Uint64(b)
+		del := x ^ 0x7f*ones
+		// The high bit of each byte that is below 0x20, or 0x7f.
+		if ((x-0x20*ones)&^x|(del-ones)&^del)&(0x80*ones) != 0 && !isTextSlow(b[:8]) {
+			return false
+		}
+		b = b[8:]
+	}
+	return isTextSlow(b)
+}
+
+func isTextSlow(b []byte) bool {
+	for _, c := range b {
+		if c < ' ' && c != '\t' && c != '\r' || c == 0x7f {
+			return false
+		}
+	}
+	return true
 }
 
 // trimCR takes the CR of a CRLF off; a lone LF ends a line as well (section 2.2).

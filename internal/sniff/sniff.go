@@ -116,7 +116,8 @@ const (
 // Unknown, and does not depend on how the bytes came. Otherwise need is how
 // many bytes there must be to get further: more than len(b), at most MaxHello,
 // and never more than a client sends that goes by its protocol, whichever it is
-// (so that it may be a socket's SO_RCVLOWAT).
+// (so that it may be a socket's SO_RCVLOWAT). Of in, only Protocol counts then:
+// it is set once no other is possible.
 //
 // An error means that the stream is of in.Protocol, but malformed, or over its
 // bound: it must be refused, not routed as something else.
