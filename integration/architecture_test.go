@@ -26,12 +26,12 @@ import (
 // import nothing of the module.
 var imports = map[string][]string{
 	"cmd/edgeproxy": {
-		"config", "listener", "upstream", "health", "tlsterm",
+		"config", "listener", "upstream", "health", "tlsterm", "tlsterm/acme",
 		"internal/accesslog", "internal/admin", "internal/demo", "internal/logging", "internal/reactor", "internal/sdnotify", "internal/version",
 	},
 	"config":             {"balance", "health", "internal/sniff", "listener", "tlsterm", "upstream"},
 	"internal/admin":     {"internal/histogram", "internal/reactor", "internal/version", "listener", "tlsterm", "upstream"},
-	"internal/accesslog": {"internal/logging", "listener"},
+	"internal/accesslog": {"internal/logging", "internal/sniff", "listener"},
 	"listener":           {"internal/histogram", "internal/proxyproto", "internal/reactor", "internal/sniff", "internal/tlsrecord", "splice", "tlsterm", "upstream"},
 	"upstream":           {"balance", "health", "internal/histogram", "internal/proxyproto", "internal/reactor", "tlsterm"},
 	"health":             {"internal/proxyproto"},

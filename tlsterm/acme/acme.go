@@ -69,8 +69,8 @@ func (o Options) Check() error {
 }
 
 // normalised returns o with its defaults and its domains the way look-ups
-// write them, and the roots of CAFile.
-func (o Options) normalised() (Options, *x509.CertPool, error) {
+// write them, and what is in CAFile.
+func (o Options) normalised() (Options, []byte, error) {
 	if len(o.Domains) == 0 {
 		return o, nil, errors.New("acme: no domains")
 	}
@@ -116,7 +116,7 @@ func (o Options) normalised() (Options, *x509.CertPool, error) {
 	return o, roots, err
 }
 
-func readRoots(file string) (*x509.CertPool, error) {
+func readRoots(file string) ([]byte, error) {
 	if file == "" {
 		return nil, nil
 	}
@@ -124,11 +124,20 @@ func readRoots(file string) (*x509.CertPool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("acme: ca_file: %w", err)
 	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(pem) {
+	if pool(pem).Equal(x509.NewCertPool()) {
 		return nil, fmt.Errorf("acme: ca_file %s has no PEM certificate", file)
 	}
-	return roots, nil
+	return pem, nil
+}
+
+// pool makes a pool of roots; nil, the system's, of none.
+func pool(pem []byte) *x509.CertPool {
+	if pem == nil {
+		return nil
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(pem)
+	return roots
 }
 
 // normaliseName is how a name is written for comparison: DNS names are
@@ -178,6 +187,7 @@ type Service struct {
 	challenges challenges
 
 	mu         sync.Mutex
+	keepers    map[string]*keeper    // by what they were asked for
 	responders map[string]*responder // by address as configured
 
 	// Changed by tests only.
@@ -192,10 +202,23 @@ func NewService(log *zap.Logger) *Service {
 	}
 	return &Service{
 		log:        log.Named("acme"),
+		keepers:    map[string]*keeper{},
 		responders: map[string]*responder{},
 		renewEvery: certmagic.DefaultRenewCheckInterval,
 		pause:      pause,
 	}
+}
+
+// HandOver makes the storage folders of all Managers another user's, for a
+// process that gives up its privileges after New and before Start.
+func (s *Service) HandOver(uid, gid int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for _, k := range s.keepers {
+		errs = append(errs, k.storage.handOver(uid, gid))
+	}
+	return errors.Join(errs...)
 }
 
 // Status is the state of one domain.

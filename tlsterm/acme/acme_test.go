@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -177,6 +178,49 @@ func TestStorageIsPrivate(t *testing.T) {
 	}
 }
 
+// A daemon that starts as root and becomes somebody else must be able to renew.
+func TestHandOver(t *testing.T) {
+	t.Parallel()
+	uid, gid := os.Getuid(), os.Getgid()
+	if uid == 0 {
+		uid, gid = 65534, 65534
+	}
+	s := NewService(nil)
+	o := Options{Domains: []string{"a.test"}, Storage: t.TempDir()}
+	m, err := s.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if err := m.storage.Store(t.Context(), "certificates/ca/a.test/a.test.key", []byte("secret")); err != nil {
+		t.Fatal(err)
+	}
+	testcert.WriteFile(t, o.Storage, "of somebody else", nil)
+	if err := s.HandOver(uid, gid); err != nil {
+		t.Fatal(err)
+	}
+	err = filepath.WalkDir(o.Storage, func(path string, d os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		owner, want := info.Sys().(*syscall.Stat_t).Uid, uint32(uid)
+		if d.Name() == "of somebody else" {
+			want = uint32(os.Getuid())
+		}
+		if owner != want {
+			t.Errorf("%s belongs to %d, want %d", path, owner, want)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestStorageLocks(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -271,7 +315,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 		buf := make([]byte, 1<<20)
 		stacks = string(buf[:runtime.Stack(buf, true)])
 		for stack := range strings.SplitSeq(stacks, "\n\n") {
-			if strings.Contains(stack, "certmagic") || strings.Contains(stack, "acme.(*Manager)") || strings.Contains(stack, "acme.(*issuer)") || strings.Contains(stack, "acme.(*Service)") {
+			if strings.Contains(stack, "certmagic") || strings.Contains(stack, "acme.(*keeper)") || strings.Contains(stack, "acme.(*issuer)") || strings.Contains(stack, "acme.(*Service)") {
 				return true
 			}
 		}

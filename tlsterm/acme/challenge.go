@@ -45,61 +45,61 @@ func (k challengeKey) file() string {
 
 // solver makes challenges known to those who answer; nothing has to be
 // started.
-type solver struct{ m *Manager }
+type solver struct{ k *keeper }
 
 // Present implements acmez.Solver.
 func (s solver) Present(ctx context.Context, c acme.Challenge) error {
-	k, all := keyOf(c), &s.m.service.challenges
+	key, all := keyOf(c), &s.k.service.challenges
 	all.mu.Lock()
 	if all.pending == nil {
 		all.pending = map[challengeKey]acme.Challenge{}
 	}
-	all.pending[k] = c
+	all.pending[key] = c
 	all.mu.Unlock()
 
 	file, err := json.Marshal(c)
 	if err != nil {
 		return err
 	}
-	return s.m.storage.Store(ctx, k.file(), file)
+	return s.k.storage.Store(ctx, key.file(), file)
 }
 
 // CleanUp implements acmez.Solver.
 func (s solver) CleanUp(ctx context.Context, c acme.Challenge) error {
-	k, all := keyOf(c), &s.m.service.challenges
+	key, all := keyOf(c), &s.k.service.challenges
 	all.mu.Lock()
-	if all.pending[k].Token == c.Token {
-		delete(all.pending, k)
+	if all.pending[key].Token == c.Token {
+		delete(all.pending, key)
 	}
 	all.mu.Unlock()
-	return s.m.storage.Delete(context.WithoutCancel(ctx), k.file())
+	return s.k.storage.Delete(context.WithoutCancel(ctx), key.file())
 }
 
 // challenge finds one that is under way for a normalised name, here or
 // elsewhere in the fleet.
-func (m *Manager) challenge(ctx context.Context, kind, name string) (c acme.Challenge, ok bool) {
-	k, all := challengeKey{kind, name}, &m.service.challenges
+func (k *keeper) challenge(ctx context.Context, kind, name string) (c acme.Challenge, ok bool) {
+	key, all := challengeKey{kind, name}, &k.service.challenges
 	all.mu.Lock()
-	c, ok = all.pending[k]
+	c, ok = all.pending[key]
 	all.mu.Unlock()
 	// Only for names that are ours is the file looked for: anybody may ask.
-	if ok || !m.domains[name] {
+	if ok || k.domains[name] == nil {
 		return c, ok
 	}
-	file, err := m.storage.Load(ctx, k.file())
+	file, err := k.storage.Load(ctx, key.file())
 	if err != nil || json.Unmarshal(file, &c) != nil {
 		return c, false
 	}
-	return c, keyOf(c) == k
+	return c, keyOf(c) == key
 }
 
-func (m *Manager) challengeCertificate(ctx context.Context, name string) (*tls.Certificate, error) {
+func (k *keeper) challengeCertificate(ctx context.Context, name string) (*tls.Certificate, error) {
 	if ctx == nil { // of a hello that no handshake made
-		ctx = m.ctx
+		ctx = k.ctx
 	}
 	c, ok := acme.Challenge{}, false
-	if !m.options.NoTLSALPN {
-		c, ok = m.challenge(ctx, acme.ChallengeTypeTLSALPN01, name)
+	if !k.options.NoTLSALPN {
+		c, ok = k.challenge(ctx, acme.ChallengeTypeTLSALPN01, name)
 	}
 	if !ok {
 		return nil, fmt.Errorf("acme: no tls-alpn-01 challenge is under way for %.253q", name)
@@ -107,28 +107,27 @@ func (m *Manager) challengeCertificate(ctx context.Context, name string) (*tls.C
 	return acmez.TLSALPN01ChallengeCert(c)
 }
 
-// responder answers http-01 challenges at one address, for as long as a
-// Manager names it.
+// responder answers http-01 challenges at one address, for as long as a keeper
+// names it.
 type responder struct {
 	address string
 	server  *http.Server
 	done    chan struct{}
 
-	mu       sync.Mutex
-	managers map[*Manager]bool
+	mu      sync.Mutex
+	keepers map[*keeper]bool
 }
 
-// respond has challenges of m answered at an address.
-func (s *Service) respond(address string, m *Manager) (*responder, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// respond has challenges of k answered at an address. It is called with s.mu
+// held.
+func (s *Service) respond(address string, k *keeper) (*responder, error) {
 	r := s.responders[address]
 	if r == nil {
 		l, err := net.Listen("tcp", address)
 		if err != nil {
 			return nil, fmt.Errorf("acme: http_address %q: %w; another address will do if requests for %s are routed to it", address, err, httpPath)
 		}
-		r = &responder{address: l.Addr().String(), done: make(chan struct{}), managers: map[*Manager]bool{}}
+		r = &responder{address: l.Addr().String(), done: make(chan struct{}), keepers: map[*keeper]bool{}}
 		log, _ := zap.NewStdLogAt(s.log, zapcore.DebugLevel)
 		// Anybody may connect: little time, little memory, one request.
 		r.server = &http.Server{
@@ -146,18 +145,17 @@ func (s *Service) respond(address string, m *Manager) (*responder, error) {
 		}()
 	}
 	r.mu.Lock()
-	r.managers[m] = true
+	r.keepers[k] = true
 	r.mu.Unlock()
 	return r, nil
 }
 
-// release is the end of respond. The last Manager closes the socket.
-func (s *Service) release(r *responder, m *Manager) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// release is the end of respond. The last keeper closes the socket. It is
+// called with s.mu held.
+func (s *Service) release(r *responder, k *keeper) {
 	r.mu.Lock()
-	delete(r.managers, m)
-	left := len(r.managers)
+	delete(r.keepers, k)
+	left := len(r.keepers)
 	r.mu.Unlock()
 	if left > 0 {
 		return
@@ -179,10 +177,10 @@ func (r *responder) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 	host = normaliseName(host)
 	r.mu.Lock()
-	managers := slices.Collect(maps.Keys(r.managers))
+	keepers := slices.Collect(maps.Keys(r.keepers))
 	r.mu.Unlock()
-	for _, m := range managers {
-		if c, ok := m.challenge(req.Context(), acme.ChallengeTypeHTTP01, host); ok && c.Token == token {
+	for _, k := range keepers {
+		if c, ok := k.challenge(req.Context(), acme.ChallengeTypeHTTP01, host); ok && c.Token == token {
 			w.Header().Set("Content-Type", "application/octet-stream")
 			io.WriteString(w, c.KeyAuthorization)
 			return

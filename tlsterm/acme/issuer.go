@@ -29,7 +29,7 @@ import (
 // issuer places orders with one authority. It takes the place of
 // certmagic.ACMEIssuer, which insists on listening for challenges itself.
 type issuer struct {
-	manager *Manager
+	keeper  *keeper
 	key     string // of the authority, in the names of files
 	http    *http.Client
 	solvers map[string]acmez.Solver
@@ -42,10 +42,10 @@ var (
 	_ certmagic.RenewalInfoGetter = (*issuer)(nil)
 )
 
-func newIssuer(m *Manager, roots *x509.CertPool) *issuer {
+func newIssuer(k *keeper, roots *x509.CertPool) *issuer {
 	i := &issuer{
-		manager: m,
-		key:     issuerKey(m.options.Directory),
+		keeper: k,
+		key:    issuerKey(k.options.Directory),
 		http: &http.Client{
 			Timeout: 30 * time.Second,
 			Transport: &http.Transport{
@@ -60,11 +60,11 @@ func newIssuer(m *Manager, roots *x509.CertPool) *issuer {
 		},
 		solvers: map[string]acmez.Solver{},
 	}
-	if !m.options.NoTLSALPN {
-		i.solvers[acme.ChallengeTypeTLSALPN01] = solver{m}
+	if !k.options.NoTLSALPN {
+		i.solvers[acme.ChallengeTypeTLSALPN01] = solver{k}
 	}
-	if m.responder != nil {
-		i.solvers[acme.ChallengeTypeHTTP01] = solver{m}
+	if k.responder != nil {
+		i.solvers[acme.ChallengeTypeHTTP01] = solver{k}
 	}
 	return i
 }
@@ -89,7 +89,7 @@ func (i *issuer) IssuerKey() string { return i.key }
 func (i *issuer) client() *acmez.Client {
 	return &acmez.Client{
 		Client: &acme.Client{
-			Directory:  i.manager.options.Directory,
+			Directory:  i.keeper.options.Directory,
 			UserAgent:  "edgeproxy",
 			HTTPClient: i.http,
 		},
@@ -102,7 +102,7 @@ func (i *issuer) close() { i.http.CloseIdleConnections() }
 // Issue implements certmagic.Issuer: it takes an order from its beginning to
 // the certificate.
 func (i *issuer) Issue(ctx context.Context, csr *x509.CertificateRequest) (*certmagic.IssuedCertificate, error) {
-	ctx, done, ok := i.manager.whileOpen(ctx)
+	ctx, done, ok := i.keeper.whileOpen(ctx)
 	if !ok {
 		return nil, context.Canceled
 	}
@@ -115,8 +115,8 @@ func (i *issuer) Issue(ctx context.Context, csr *x509.CertificateRequest) (*cert
 	// The authority may have forgotten the account, a private one that was
 	// set up anew for example.
 	if hasProblem(err, acme.ProblemTypeAccountDoesNotExist) {
-		i.manager.log.Warn("the authority does not know the account any more; registering another", zap.String("account", account.Location))
-		if err := i.manager.storage.Delete(ctx, i.accountFile()); err != nil {
+		i.keeper.log.Warn("the authority does not know the account any more; registering another", zap.String("account", account.Location))
+		if err := i.keeper.storage.Delete(ctx, i.accountFile()); err != nil {
 			return nil, fmt.Errorf("account: %w", err)
 		}
 		if account, err = i.useAccount(ctx); err != nil {
@@ -157,7 +157,7 @@ func (i *issuer) replaced(ctx context.Context, csr *x509.CertificateRequest) *x5
 	if len(csr.DNSNames) == 0 {
 		return nil
 	}
-	file, err := i.manager.storage.Load(ctx, certmagic.StorageKeys.SiteCert(i.key, csr.DNSNames[0]))
+	file, err := i.keeper.storage.Load(ctx, certmagic.StorageKeys.SiteCert(i.key, csr.DNSNames[0]))
 	if err != nil {
 		return nil
 	}
@@ -174,7 +174,7 @@ func (i *issuer) replaced(ctx context.Context, csr *x509.CertificateRequest) *x5
 
 // GetRenewalInfo implements certmagic.RenewalInfoGetter (RFC 9773).
 func (i *issuer) GetRenewalInfo(ctx context.Context, c certmagic.Certificate) (acme.RenewalInfo, error) {
-	ctx, done, ok := i.manager.whileOpen(ctx)
+	ctx, done, ok := i.keeper.whileOpen(ctx)
 	if !ok {
 		return acme.RenewalInfo{}, context.Canceled
 	}
@@ -189,7 +189,7 @@ type accountData struct {
 }
 
 func (i *issuer) accountFile() string {
-	email := i.manager.options.Email
+	email := i.keeper.options.Email
 	if email == "" {
 		email = "default"
 	}
@@ -206,7 +206,7 @@ func (i *issuer) useAccount(ctx context.Context) (acme.Account, error) {
 		return a, err
 	}
 	// Other Managers and the rest of a fleet may use the same folder.
-	storage, lock := i.manager.storage, "account_"+i.accountFile()
+	storage, lock := i.keeper.storage, "account_"+i.accountFile()
 	if err := storage.Lock(ctx, lock); err != nil {
 		return a, fmt.Errorf("account: %w", err)
 	}
@@ -220,7 +220,7 @@ func (i *issuer) useAccount(ctx context.Context) (acme.Account, error) {
 		return a, fmt.Errorf("account: %w", err)
 	}
 	a = acme.Account{PrivateKey: key, TermsOfServiceAgreed: true}
-	if email := i.manager.options.Email; email != "" {
+	if email := i.keeper.options.Email; email != "" {
 		a.Contact = []string{"mailto:" + email}
 	}
 	if a, err = i.client().NewAccount(ctx, a); err != nil {
@@ -229,12 +229,12 @@ func (i *issuer) useAccount(ctx context.Context) (acme.Account, error) {
 	if err := i.saveAccount(ctx, a, key); err != nil {
 		return a, fmt.Errorf("account: %w", err)
 	}
-	i.manager.log.Info("account registered", zap.String("directory", i.manager.options.Directory), zap.String("account", a.Location))
+	i.keeper.log.Info("account registered", zap.String("directory", i.keeper.options.Directory), zap.String("account", a.Location))
 	return a, nil
 }
 
 func (i *issuer) loadAccount(ctx context.Context) (acme.Account, error) {
-	file, err := i.manager.storage.Load(ctx, i.accountFile())
+	file, err := i.keeper.storage.Load(ctx, i.accountFile())
 	if err != nil {
 		return acme.Account{}, fmt.Errorf("account: %w", err)
 	}
@@ -243,7 +243,7 @@ func (i *issuer) loadAccount(ctx context.Context) (acme.Account, error) {
 		d.Account.PrivateKey, err = certmagic.PEMDecodePrivateKey([]byte(d.Key))
 	}
 	if err != nil {
-		return acme.Account{}, fmt.Errorf("account: %s: %w; remove it to have another registered", i.manager.storage.Filename(i.accountFile()), err)
+		return acme.Account{}, fmt.Errorf("account: %s: %w; remove it to have another registered", i.keeper.storage.Filename(i.accountFile()), err)
 	}
 	return d.Account, nil
 }
@@ -257,7 +257,7 @@ func (i *issuer) saveAccount(ctx context.Context, a acme.Account, key crypto.Pri
 	if err != nil {
 		return err
 	}
-	return i.manager.storage.Store(ctx, i.accountFile(), file)
+	return i.keeper.storage.Store(ctx, i.accountFile(), file)
 }
 
 func hasProblem(err error, kind string) bool {

@@ -3,10 +3,12 @@ package acme
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"math/rand/v2"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/certmagic"
@@ -30,10 +32,22 @@ const (
 
 // Manager keeps certificates for some domains. Its methods may be called at
 // the same time.
+//
+// Managers of the same options are handles of one keeper: a reload that makes
+// another before it closes the first disturbs no order that is under way, and
+// forgets no pause.
 type Manager struct {
+	*keeper
+	closing sync.Once
+}
+
+// keeper does the work of Managers.
+type keeper struct {
 	service   *Service
+	identity  string // in Service.keepers
+	handles   int    // Managers that are not closed; guarded by Service.mu
 	options   Options
-	domains   map[string]bool
+	domains   map[string]*domain
 	log       *zap.Logger
 	storage   *storage
 	cache     *certmagic.Cache
@@ -41,15 +55,31 @@ type Manager struct {
 	issuer    *issuer
 	responder *responder // nil: http-01 is not offered
 
-	ctx    context.Context // ends with Close
-	cancel context.CancelFunc
-	orders chan struct{} // a place for each that may be under way
-	work   sync.WaitGroup
+	started sync.Once
+	ctx     context.Context // ends with the last handle
+	cancel  context.CancelFunc
+	orders  chan struct{} // a place for each that may be under way
+	work    sync.WaitGroup
 
-	mu       sync.Mutex
-	closed   bool
-	failures map[string]string // by domain
+	mu     sync.Mutex
+	closed bool
 }
+
+// domain is what is known of one of the options' domains.
+type domain struct {
+	failure atomic.Pointer[string]
+	recent  atomic.Pointer[recent]
+}
+
+// recent is the answer to a look-up in certmagic's cache, which copies a lot
+// for each. It is good for a moment: what renewal and stapling put there must
+// be seen.
+type recent struct {
+	certificate *tls.Certificate
+	until       time.Time
+}
+
+const recentFor = time.Second
 
 // New checks o, makes the storage folder if there is none, takes HTTPAddress,
 // and loads the certificates that the folder has. It orders nothing. The
@@ -59,61 +89,89 @@ func (s *Service) New(o Options) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
+	identity, err := o.identity(roots)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k := s.keepers[identity]
+	if k == nil {
+		if k, err = s.newKeeper(o, roots); err != nil {
+			return nil, err
+		}
+		k.identity = identity
+		s.keepers[identity] = k
+	}
+	k.handles++
+	return &Manager{keeper: k}, nil
+}
+
+// identity is the same for options that ask for the same.
+func (o Options) identity(roots []byte) (string, error) {
+	id, err := json.Marshal(struct {
+		Options Options
+		Roots   []byte
+	}{o, roots})
+	return string(id), err
+}
+
+// newKeeper is called with s.mu held.
+func (s *Service) newKeeper(o Options, roots []byte) (*keeper, error) {
 	storage, err := newStorage(o.Storage)
 	if err != nil {
 		return nil, err
 	}
-	m := &Manager{
-		service:  s,
-		options:  o,
-		domains:  make(map[string]bool, len(o.Domains)),
-		log:      s.log,
-		storage:  storage,
-		orders:   make(chan struct{}, maxOrders),
-		failures: map[string]string{},
+	k := &keeper{
+		service: s,
+		options: o,
+		domains: make(map[string]*domain, len(o.Domains)),
+		log:     s.log,
+		storage: storage,
+		orders:  make(chan struct{}, maxOrders),
 	}
 	for _, d := range o.Domains {
-		m.domains[d] = true
+		k.domains[d] = new(domain)
 	}
 	if o.HTTPAddress != "" {
-		if m.responder, err = s.respond(o.HTTPAddress, m); err != nil {
+		if k.responder, err = s.respond(o.HTTPAddress, k); err != nil {
 			return nil, err
 		}
 	}
-	m.ctx, m.cancel = context.WithCancel(context.Background())
-	m.issuer = newIssuer(m, roots)
+	k.ctx, k.cancel = context.WithCancel(context.Background())
+	k.issuer = newIssuer(k, pool(roots))
 	// Whatever certmagic complains of, it tries again: none of it is an error
 	// that stops anything.
 	log := s.log.WithOptions(zap.IncreaseLevel(zapcore.WarnLevel), zap.WrapCore(atMostWarn))
-	m.cache = certmagic.NewCache(certmagic.CacheOptions{
-		GetConfigForCert:   func(certmagic.Certificate) (*certmagic.Config, error) { return m.config, nil },
+	k.cache = certmagic.NewCache(certmagic.CacheOptions{
+		GetConfigForCert:   func(certmagic.Certificate) (*certmagic.Config, error) { return k.config, nil },
 		RenewCheckInterval: s.renewEvery,
 		Logger:             log,
 	})
-	m.config = certmagic.New(m.cache, certmagic.Config{
-		Issuers: []certmagic.Issuer{m.issuer},
-		Storage: m.storage,
+	k.config = certmagic.New(k.cache, certmagic.Config{
+		Issuers: []certmagic.Issuer{k.issuer},
+		Storage: k.storage,
 		Logger:  log,
-		OnEvent: m.onEvent,
+		OnEvent: k.onEvent,
 		// Its HTTP client has a timeout only if a proxy function is given, and
 		// without one a silent OCSP responder would end all renewals.
 		OCSP: certmagic.OCSPConfig{HTTPProxy: http.ProxyFromEnvironment},
 	})
-	m.load()
-	return m, nil
+	k.load()
+	return k, nil
 }
 
 // load puts stored certificates into use. One that cannot be read, or whose
 // OCSP responder is slow, is left to Start.
-func (m *Manager) load() {
+func (k *keeper) load() {
 	loaded := make(chan struct{})
 	go func() {
 		defer close(loaded)
-		for _, d := range m.options.Domains {
-			if m.ctx.Err() != nil {
+		for _, d := range k.options.Domains {
+			if k.ctx.Err() != nil {
 				return
 			}
-			m.config.CacheManagedCertificate(m.ctx, d)
+			k.config.CacheManagedCertificate(k.ctx, d)
 		}
 	}()
 	select {
@@ -124,80 +182,82 @@ func (m *Manager) load() {
 
 // Start begins to obtain what is missing and to renew what is due, in the
 // background.
-func (m *Manager) Start() {
-	m.goWhileOpen(func() {
+func (m *Manager) Start() { m.started.Do(m.keeper.start) }
+
+func (k *keeper) start() {
+	k.goWhileOpen(func() {
 		// What was loaded may be due already; the cache looks for the first
 		// time after a whole interval only.
-		if err := m.cache.RenewManagedCertificates(m.ctx); err != nil && m.ctx.Err() == nil {
-			m.log.Warn("renewing certificates", zap.Error(err))
+		if err := k.cache.RenewManagedCertificates(k.ctx); err != nil && k.ctx.Err() == nil {
+			k.log.Warn("renewing certificates", zap.Error(err))
 		}
 	})
-	for _, d := range m.options.Domains {
-		if m.certificate(d) == nil {
-			m.goWhileOpen(func() { m.obtain(d) })
+	for _, name := range k.options.Domains {
+		if k.certificate(name) == nil {
+			k.goWhileOpen(func() { k.obtain(name) })
 		}
 	}
 }
 
-// goWhileOpen runs f in a goroutine that Close waits for.
-func (m *Manager) goWhileOpen(f func()) {
-	if m.enter() {
+// goWhileOpen runs f in a goroutine that is waited for at the end.
+func (k *keeper) goWhileOpen(f func()) {
+	if k.enter() {
 		go func() {
-			defer m.work.Done()
+			defer k.work.Done()
 			f()
 		}()
 	}
 }
 
-// enter has Close wait until work.Done is called, or reports that it is too
+// enter has the end wait until work.Done is called, or reports that it is too
 // late.
-func (m *Manager) enter() bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.closed {
+func (k *keeper) enter() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.closed {
 		return false
 	}
-	m.work.Add(1)
+	k.work.Add(1)
 	return true
 }
 
-// whileOpen has Close wait until done is called, and returns a context that
-// ends with ctx or with the Manager: what certmagic's background work calls
-// comes with contexts that know nothing of the Manager's end.
-func (m *Manager) whileOpen(ctx context.Context) (_ context.Context, done func(), ok bool) {
-	if !m.enter() {
+// whileOpen has the end wait until done is called, and returns a context that
+// ends with ctx or with the keeper: what certmagic's background work calls
+// comes with contexts that know nothing of the keeper's end.
+func (k *keeper) whileOpen(ctx context.Context) (_ context.Context, done func(), ok bool) {
+	if !k.enter() {
 		return nil, nil, false
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	stop := context.AfterFunc(m.ctx, cancel)
+	stop := context.AfterFunc(k.ctx, cancel)
 	return ctx, func() {
 		stop()
 		cancel()
-		m.work.Done()
+		k.work.Done()
 	}, true
 }
 
 // obtain orders a certificate until there is one. The retries are ours and not
 // those of certmagic.ManageAsync, which waits a minute even when the authority
 // could merely not be reached, as at boot.
-func (m *Manager) obtain(domain string) {
+func (k *keeper) obtain(name string) {
 	for failures := 1; ; failures++ {
 		select {
-		case m.orders <- struct{}{}:
-		case <-m.ctx.Done():
+		case k.orders <- struct{}{}:
+		case <-k.ctx.Done():
 			return
 		}
-		err := m.config.ManageSync(m.ctx, []string{domain})
-		<-m.orders
-		if err == nil || m.ctx.Err() != nil {
+		err := k.config.ManageSync(k.ctx, []string{name})
+		<-k.orders
+		if err == nil || k.ctx.Err() != nil {
 			return
 		}
-		wait := m.service.pause(failures, err)
-		m.fail(domain, err)
-		m.log.Warn("no certificate yet", zap.String("domain", domain), zap.Duration("retry_in", wait), zap.Error(err))
+		wait := k.service.pause(failures, err)
+		k.fail(name, err)
+		k.log.Warn("no certificate yet", zap.String("domain", name), zap.Duration("retry_in", wait), zap.Error(err))
 		select {
 		case <-time.After(wait):
-		case <-m.ctx.Done():
+		case <-k.ctx.Done():
 			return
 		}
 	}
@@ -220,39 +280,45 @@ func pause(failures int, err error) time.Duration {
 }
 
 // onEvent hears of orders, the first ones and renewals alike.
-func (m *Manager) onEvent(_ context.Context, event string, data map[string]any) error {
-	domain, _ := data["identifier"].(string)
+func (k *keeper) onEvent(_ context.Context, event string, data map[string]any) error {
+	name, _ := data["identifier"].(string)
 	renewal, _ := data["renewal"].(bool)
 	switch event {
 	case "cert_obtained":
-		m.fail(domain, nil)
-		m.log.Info("certificate obtained", zap.String("domain", domain), zap.Bool("renewal", renewal))
+		k.fail(name, nil)
+		k.log.Info("certificate obtained", zap.String("domain", name), zap.Bool("renewal", renewal))
 	case "cert_failed":
 		err, _ := data["error"].(error)
-		m.fail(domain, err)
+		k.fail(name, err)
 	}
 	return nil
 }
 
 // fail keeps the outcome of an order for Status.
-func (m *Manager) fail(domain string, err error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if err == nil {
-		delete(m.failures, domain)
-	} else {
-		m.failures[domain] = err.Error()
+func (k *keeper) fail(name string, err error) {
+	d := k.domains[name]
+	switch {
+	case d == nil:
+	case err == nil:
+		d.failure.Store(nil)
+	default:
+		d.failure.Store(new(err.Error()))
 	}
 }
 
 // certificate returns the one in use for a normalised name, nil if there is
 // none. After a renewal the cache may have two for a moment.
-func (m *Manager) certificate(name string) *tls.Certificate {
-	if !m.domains[name] {
+func (k *keeper) certificate(name string) *tls.Certificate {
+	d := k.domains[name]
+	if d == nil {
 		return nil
 	}
+	now := time.Now()
+	if r := d.recent.Load(); r != nil && now.Before(r.until) {
+		return r.certificate
+	}
 	var best *certmagic.Certificate
-	for _, c := range m.cache.AllMatchingCertificates(name) {
+	for _, c := range k.cache.AllMatchingCertificates(name) {
 		if best == nil || c.Leaf.NotAfter.After(best.Leaf.NotAfter) {
 			best = &c
 		}
@@ -260,6 +326,7 @@ func (m *Manager) certificate(name string) *tls.Certificate {
 	if best == nil {
 		return nil
 	}
+	d.recent.Store(&recent{&best.Certificate, now.Add(recentFor)})
 	return &best.Certificate
 }
 
@@ -271,50 +338,60 @@ func (m *Manager) Domains() []string { return m.options.Domains }
 // ALPNProtocol is to be answered by this Manager, whatever is routed
 // elsewhere.
 func (m *Manager) Challenge(serverName string) bool {
-	return !m.options.NoTLSALPN && m.domains[normaliseName(serverName)]
+	return !m.options.NoTLSALPN && m.domains[normaliseName(serverName)] != nil
 }
 
 // Status returns the state of each domain, in the order of the options.
 func (m *Manager) Status() []Status {
 	list := make([]Status, 0, len(m.options.Domains))
-	for _, d := range m.options.Domains {
-		s := Status{Subject: d}
-		if c := m.certificate(d); c != nil {
+	for _, name := range m.options.Domains {
+		s := Status{Subject: name}
+		if c := m.certificate(name); c != nil {
 			s.NotAfter = c.Leaf.NotAfter
 		}
-		m.mu.Lock()
-		s.Failure = m.failures[d]
-		m.mu.Unlock()
+		if f := m.domains[name].failure.Load(); f != nil {
+			s.Failure = *f
+		}
 		list = append(list, s)
 	}
 	return list
 }
 
-// Close abandons orders that are under way and stops renewing. Certificates
-// that were handed out stay good.
-func (m *Manager) Close() {
-	m.mu.Lock()
-	again := m.closed
-	m.closed = true
-	m.mu.Unlock()
-	if again {
+// Close abandons orders that are under way and stops renewing, unless another
+// Manager of the same options lives. Certificates that were handed out stay
+// good.
+func (m *Manager) Close() { m.closing.Do(m.keeper.release) }
+
+func (k *keeper) release() {
+	s := k.service
+	s.mu.Lock()
+	k.handles--
+	last := k.handles == 0
+	if last {
+		delete(s.keepers, k.identity)
+		if k.responder != nil {
+			s.release(k.responder, k)
+		}
+	}
+	s.mu.Unlock()
+	if !last {
 		return
 	}
-	m.cancel()
+	k.mu.Lock()
+	k.closed = true
+	k.mu.Unlock()
+	k.cancel()
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)
-		m.cache.Stop()
+		k.cache.Stop()
+		k.work.Wait()
+		k.issuer.close()
 	}()
-	m.work.Wait()
 	select {
 	case <-stopped:
 	case <-time.After(stopPatience): // an OCSP responder that is silent
 	}
-	if m.responder != nil {
-		m.service.release(m.responder, m)
-	}
-	m.issuer.close()
 }
 
 // atMostWarn makes warnings of errors.

@@ -391,7 +391,7 @@ func TestResponder(t *testing.T) {
 	o.HTTPAddress = "127.0.0.1:0"
 	m := manage(t, s, o)
 	c := challengeFor("http.test", "http-01", "token1")
-	if err := (solver{m}).Present(t.Context(), c); err != nil {
+	if err := (solver{m.keeper}).Present(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}
 	for _, tt := range []struct {
@@ -420,11 +420,54 @@ func TestResponder(t *testing.T) {
 			t.Errorf("%s %s%s: %d %q, want %d", tt.method, tt.host, tt.path, resp.StatusCode, body, tt.status)
 		}
 	}
-	if err := (solver{m}).CleanUp(t.Context(), c); err != nil {
+	if err := (solver{m.keeper}).CleanUp(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}
 	if _, ok := m.challenge(t.Context(), "http-01", "http.test"); ok {
 		t.Error("the challenge is still answered after its end")
+	}
+}
+
+// A reload makes a Manager before it closes the one it had. Nothing is begun
+// anew when they are of the same options.
+func TestSameOptionsSameKeeper(t *testing.T) {
+	t.Parallel()
+	e := newEdge(t)
+	ca := e.authority(testacme.Options{})
+	ca.Stop()
+	s := service(t)
+	failed := make(chan int, 1)
+	s.pause = func(failures int, err error) time.Duration {
+		select {
+		case failed <- failures:
+		default:
+		}
+		return 10 * time.Millisecond
+	}
+	o := options(t, ca, "same.test", "Same.TEST.")
+	first := manage(t, s, o)
+	first.Start()
+	for n := 0; n < 3; n = <-failed {
+	}
+	o.Domains = []string{"same.test"}
+	second := manage(t, s, o)
+	second.Start()
+	first.Close()
+	first.Close()
+	<-failed // one that may be from before
+	if n := <-failed; n < 4 {
+		t.Errorf("failure %d after the reload: the count began anew", n)
+	}
+	o.Email = "other@example.test"
+	if third := manage(t, s, o); third.keeper == second.keeper {
+		t.Error("other options got the same")
+	}
+	ca.Resume(t)
+	e.manager.Store(second)
+	e.awaitIssued(ca, "same.test")
+	second.Close()
+	if fourth := manage(t, s, o); fourth.keeper == second.keeper {
+		t.Error("what was closed is used again")
 	}
 }
 
@@ -437,7 +480,9 @@ func TestResponderIsShared(t *testing.T) {
 	s := service(t)
 	o := options(t, ca, "a.test")
 	o.HTTPAddress = "127.0.0.1:0"
-	first, second := manage(t, s, o), manage(t, s, o)
+	first := manage(t, s, o)
+	o.Domains = []string{"b.test"}
+	second := manage(t, s, o)
 	address := first.responder.address
 	if first.responder != second.responder {
 		t.Fatal("each Manager has a socket of its own")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -96,4 +97,23 @@ func (s *storage) Unlock(_ context.Context, name string) error {
 		return fmt.Errorf("%s is not locked", name)
 	}
 	return f.Close()
+}
+
+// handOver gives what is in the folder, as far as it is ours, to another user.
+func (s *storage) handOver(uid, gid int) error {
+	if err := os.Lchown(s.Path, uid, gid); err != nil {
+		return fmt.Errorf("acme: storage: %w", err)
+	}
+	for _, part := range [...]string{"accounts", "certificates", "challenges", "locks", "ocsp"} {
+		err := filepath.WalkDir(filepath.Join(s.Path, part), func(path string, _ fs.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			return os.Lchown(path, uid, gid)
+		})
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("acme: storage: %w", err)
+		}
+	}
+	return nil
 }
