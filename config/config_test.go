@@ -99,7 +99,7 @@ func compare(t *testing.T, path string, diags *Diagnostics) {
 func TestExamples(t *testing.T) {
 	t.Parallel()
 	paths, _ := filepath.Glob("../examples/*.hcl*")
-	if len(paths) < 11 {
+	if len(paths) < 17 {
 		t.Fatalf("only %d examples", len(paths))
 	}
 	for _, path := range paths {

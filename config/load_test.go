@@ -26,10 +26,25 @@ func manyServers(n int) []byte {
 	return b.Bytes()
 }
 
+// manyNames is a file of n routes, each by one server name.
+func manyNames(n int) []byte {
+	var b bytes.Buffer
+	b.WriteString("listener \"tcp\" \"edge\" {\n  address = \":443\"\n")
+	for i := range n {
+		fmt.Fprintf(&b, "  route \"r%d\" {\n    match { sni = [\"host-%d.example.com\"] }\n    upstream = upstream.u%d\n  }\n", i, i, i%100)
+	}
+	b.WriteString("}\n")
+	for i := range 100 {
+		fmt.Fprintf(&b, "upstream \"u%d\" {\n  server \"a\" { address = \"10.0.0.%d:443\" }\n}\n", i, i)
+	}
+	return b.Bytes()
+}
+
 func BenchmarkParse(b *testing.B) {
 	for name, src := range map[string][]byte{
 		"servers=10000": manyServers(10000),
 		"servers=100":   manyServers(100),
+		"names=100000":  manyNames(100_000),
 		"dynamic=10000": []byte(`
 			listener "tcp" "l" {
 				address  = ":80"

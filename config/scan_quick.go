@@ -4,7 +4,7 @@ import "bytes"
 
 // maxTokens bounds the words and signs of a file: HCL keeps a hundred bytes
 // of each, twice over.
-const maxTokens = 2_000_000
+const maxTokens = 4_000_000
 
 // scanQuick tells, without building tokens, that a file of the usual kind is
 // not nested too deeply. It may overestimate, never underestimate; anything

@@ -1,9 +1,16 @@
-# The servers learn the client's address from a PROXY header. nginx behind it
+# Who the client is, through several proxies. The cloud's load balancer in front
+# says it in a PROXY header; so does edgeproxy to the servers. nginx behind it
 # needs: listen 8080 proxy_protocol; set_real_ip_from 10.0.0.0/8;
 #        real_ip_header proxy_protocol;
 
 listener "tcp" "web" {
-  address  = ":80"
+  address = ":80"
+
+  # From there each session must begin with a header, v1 or v2; one from
+  # anywhere else is an error. Limits, routes and logs go by what it says.
+  accept_proxy_protocol { from = ["10.255.0.0/24"] }
+
+  limits { connections_per_source = 200 }
   upstream = upstream.nginx
 }
 
