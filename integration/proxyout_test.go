@@ -12,7 +12,7 @@ import (
 )
 
 // readProxyHeader reads a header of the PROXY protocol, version 1 (section 2.1)
-// or 2 (section 2.2), and returns what it says.
+// or 2 (section 2.2), and returns what it says; TLVs as "type:value".
 func readProxyHeader(r io.Reader) (string, error) {
 	head := make([]byte, 12)
 	if _, err := io.ReadFull(r, head); err != nil {
@@ -34,14 +34,23 @@ func readProxyHeader(r io.Reader) (string, error) {
 	if _, err := io.ReadFull(r, body); err != nil {
 		return "", err
 	}
-	size := map[byte]int{0x11: 4, 0x21: 16}[h[1]]
-	if len(body) < 2*size+4 || size == 0 {
-		return fmt.Sprintf("v2 %#x %#x", h[0], h[1]), nil
+	says := fmt.Sprintf("v2 %#x %#x", h[0], h[1])
+	if size := map[byte]int{0x11: 4, 0x21: 16}[h[1]]; size > 0 && len(body) >= 2*size+4 {
+		src, _ := netip.AddrFromSlice(body[:size])
+		dst, _ := netip.AddrFromSlice(body[size : 2*size])
+		ports := body[2*size:]
+		says += fmt.Sprintf(" %v %v %d %d", src, dst, binary.BigEndian.Uint16(ports), binary.BigEndian.Uint16(ports[2:]))
+		body = ports[4:]
 	}
-	src, _ := netip.AddrFromSlice(body[:size])
-	dst, _ := netip.AddrFromSlice(body[size : 2*size])
-	return fmt.Sprintf("v2 %#x %#x %v %v %d %d", h[0], h[1], src, dst,
-		binary.BigEndian.Uint16(body[2*size:]), binary.BigEndian.Uint16(body[2*size+2:])), nil
+	for len(body) > 0 {
+		if len(body) < 3 || len(body) < 3+int(binary.BigEndian.Uint16(body[1:])) {
+			return says, fmt.Errorf("TLVs end with %x", body)
+		}
+		end := 3 + int(binary.BigEndian.Uint16(body[1:]))
+		says += fmt.Sprintf(" %#02x:%q", body[0], body[3:end])
+		body = body[end:]
+	}
+	return says, nil
 }
 
 // A server with proxy_protocol is told who the client is, before its bytes.
