@@ -47,6 +47,9 @@ func newListener(name string, loops int) *Listener {
 
 func (l *Listener) stats() Stats {
 	s := Stats{Name: l.name, AcceptErrors: l.acceptErrors.Load(), AcceptPauses: l.acceptPauses.Load()}
+	if t := l.table.Load(); t != nil {
+		s.TLS.Configured = t.terminates
+	}
 	for e := range l.engines {
 		s.TLS.Sessions[e] = l.engines[e].Load()
 	}

@@ -29,6 +29,7 @@ type table struct {
 	reverify  bool // some route asks for names in the client's certificate
 
 	opening       bool          // some sessions have more to do than to connect: see session.admit
+	terminates    bool          // some route has TLS
 	sniffTimeout  time.Duration // 0: off
 	handshakeRate rule
 }

@@ -10,7 +10,7 @@ func (t *table) secure(contexts func(name string) *tlsterm.Context) {
 		r := &t.routes[i]
 		if r.opts.TLS != "" {
 			r.tls = contexts(r.opts.TLS)
-			t.opening = true
+			t.opening, t.terminates = true, true
 		}
 	}
 	t.sniffTimeout = timeout(t.opts.Timeouts.Sniff, 0)

@@ -34,6 +34,7 @@ type TLSStats struct {
 	Handshakes [versionCount][resultCount]uint64
 	Seconds    histogram.Data // of those that succeeded
 	Sessions   [engineCount]int64
+	Configured bool // some route terminates TLS
 }
 
 // tlsCounters are one loop's.

@@ -23,6 +23,7 @@ import (
 	"edgeproxy/internal/version"
 	"edgeproxy/listener"
 	"edgeproxy/tlsterm"
+	"edgeproxy/tlsterm/acme"
 	"edgeproxy/upstream"
 )
 
@@ -115,7 +116,7 @@ func (d *daemon) start(cfg *config.Config) (err error) {
 	d.checks = health.NewScheduler()
 	d.handshakes = tlsterm.NewPool(workers)
 	events := tlsEvents{d.log}
-	d.tlsEnv = &tlsterm.Env{Events: events}
+	d.tlsEnv = &tlsterm.Env{Events: events, ACME: acme.NewService(d.log)}
 	d.upEnv = &upstream.Env{Loops: workers, Checks: d.checks, Events: d, TLS: events}
 	d.steer(cfg)
 	d.manager = listener.NewManager(listener.Env{
@@ -126,7 +127,7 @@ func (d *daemon) start(cfg *config.Config) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := dropPrivileges(cfg.Process.User, cfg.Log.Output, cfg.AccessLog.Output); err != nil {
+	if err := dropPrivileges(cfg.Process.User, d.tlsEnv.ACME.HandOver, cfg.Log.Output, cfg.AccessLog.Output); err != nil {
 		p.discard()
 		return err
 	}

@@ -18,6 +18,20 @@ func (d *daemon) State() admin.State { return admin.State{Phase: admin.Phase(d.s
 
 func (d *daemon) Listeners() []listener.Stats { return d.manager.Stats() }
 
+// Certificates implements [admin.Source].
+func (d *daemon) Certificates() (all []admin.Certificate) {
+	set := d.tls.Load()
+	if set == nil {
+		return nil
+	}
+	for _, c := range set.Contexts() {
+		for _, s := range c.Certificates() {
+			all = append(all, admin.Certificate{TLS: c.Name(), CertificateStatus: s})
+		}
+	}
+	return all
+}
+
 func (d *daemon) Upstreams() []upstream.Stats {
 	if s := d.upstreams.Load(); s != nil {
 		return s.Stats()

@@ -79,9 +79,9 @@ func allowedCPUs() ([]int, error) {
 
 // dropPrivileges changes to the user of that name, "" for none, once all
 // sockets are open, and hands the log files over, so that they can be opened
-// again. The right to bind low ports is kept where the kernel
+// again; handOver does the same for other files. The right to bind low ports is kept where the kernel
 // allows that, so that a reload can add listeners.
-func dropPrivileges(name string, logs ...string) error {
+func dropPrivileges(name string, handOver func(uid, gid int) error, logs ...string) error {
 	if name == "" {
 		return nil
 	}
@@ -103,6 +103,9 @@ func dropPrivileges(name string, logs ...string) error {
 				return fmt.Errorf("process.user: handing %s over to %q: %w", path, name, err)
 			}
 		}
+	}
+	if err := handOver(uid, gid); err != nil {
+		return fmt.Errorf("process.user: handing files over to %q: %w", name, err)
 	}
 	// Not with cgo, as in a build with the race detector: threads of C are
 	// unknown to the runtime, and the right is given up.

@@ -1,11 +1,14 @@
 package accesslog
 
 import (
+	"crypto/tls"
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
+	"edgeproxy/internal/sniff"
 	"edgeproxy/listener"
 )
 
@@ -16,7 +19,7 @@ const (
 	maxError = 512
 )
 
-// maxLine bounds a line: eight names and one error, each byte of which may
+// maxLine bounds a line: eleven names and one error, each byte of which may
 // become six (\u001f), and less than 1 KiB of keys, numbers and addresses.
 const maxLine = 16 << 10
 
@@ -46,6 +49,17 @@ func (e *encoder) appendDestination(b []byte, a netip.AddrPort) []byte {
 	}
 	return append(b, e.address...)
 }
+
+// protocol is what the client was seen to speak; tcp where nobody has looked.
+func protocol(r *listener.Record) string {
+	if r.Protocol == sniff.Unknown {
+		return "tcp"
+	}
+	return r.Protocol.String()
+}
+
+// tlsVersion is "1.3", as in the configuration.
+func tlsVersion(v uint16) string { return strings.TrimPrefix(tls.VersionName(v), "TLS ") }
 
 func digit(n int) byte { return '0' + byte(n%10) }
 
@@ -77,7 +91,19 @@ func (e *encoder) appendJSON(b []byte, r *listener.Record) []byte {
 		b = append(b, '"')
 	}
 	b = appendMember(b, `,"server_address":`, r.ServerAddress, maxName)
-	b = append(b, `,"protocol":"tcp","bytes_in":`...)
+	b = append(b, `,"protocol":"`...)
+	b = append(b, protocol(r)...)
+	b = append(b, '"')
+	b = appendMember(b, `,"sni":`, r.SNI, maxName)
+	b = appendMember(b, `,"alpn":`, r.ALPN, maxName)
+	if r.TLSVersion != 0 {
+		b = appendMember(b, `,"tls_version":`, tlsVersion(r.TLSVersion), maxName)
+		b = appendMember(b, `,"tls_cipher":`, tls.CipherSuiteName(r.TLSCipher), maxName)
+		b = append(b, `,"tls_ms":`...)
+		b = appendMillis(b, r.TLS)
+		b = appendMember(b, `,"client_name":`, r.ClientName, maxName)
+	}
+	b = append(b, `,"bytes_in":`...)
 	b = strconv.AppendUint(b, r.BytesIn, 10)
 	b = append(b, `,"bytes_out":`...)
 	b = strconv.AppendUint(b, r.BytesOut, 10)
@@ -129,7 +155,30 @@ func (e *encoder) appendConsole(b []byte, r *listener.Record) []byte {
 	b = appendBare(b, r.Server, maxName)
 	b = append(b, ' ')
 	b = appendBare(b, r.ServerAddress, maxName)
-	b = append(b, " tcp in="...)
+	b = append(b, ' ')
+	b = append(b, protocol(r)...)
+	if r.SNI != "" {
+		b = append(b, " sni="...)
+		b = appendBare(b, r.SNI, maxName)
+	}
+	if r.ALPN != "" {
+		b = append(b, " alpn="...)
+		b = appendBare(b, r.ALPN, maxName)
+	}
+	if r.TLSVersion != 0 {
+		b = append(b, " tls="...)
+		b = append(b, tlsVersion(r.TLSVersion)...)
+		b = append(b, '/')
+		b = append(b, tls.CipherSuiteName(r.TLSCipher)...)
+		b = append(b, '/')
+		b = appendMillis(b, r.TLS)
+		b = append(b, "ms"...)
+		if r.ClientName != "" {
+			b = append(b, " client="...)
+			b = appendBare(b, r.ClientName, maxName)
+		}
+	}
+	b = append(b, " in="...)
 	b = strconv.AppendUint(b, r.BytesIn, 10)
 	b = append(b, " out="...)
 	b = strconv.AppendUint(b, r.BytesOut, 10)

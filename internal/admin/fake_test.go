@@ -24,9 +24,10 @@ import (
 // fake is a daemon that does nothing. Its functions may be replaced before it
 // is in use.
 type fake struct {
-	state   State
-	reload  func(context.Context) (string, error)
-	servers int
+	certificates []Certificate
+	state        State
+	reload       func(context.Context) (string, error)
+	servers      int
 }
 
 func (f *fake) State() State { return f.state }
@@ -42,6 +43,8 @@ func (f *fake) Listeners() []listener.Stats {
 	a.Ends[listener.ClientClosed], a.Ends[listener.Denied], a.Ends[listener.Killed] = 7, 2, 1
 	return []listener.Stats{a, {Name: "quiet \"one\""}}
 }
+
+func (f *fake) Certificates() []Certificate { return f.certificates }
 
 func (f *fake) Upstreams() []upstream.Stats {
 	web := upstream.Stats{Name: "web", Connect: data(5, 0, 1)}
@@ -71,7 +74,7 @@ func data(counts ...uint64) histogram.Data {
 }
 
 // start serves f on an address, and returns what it logs.
-func start(t *testing.T, f *fake, address string) (*Server, *observer.ObservedLogs) {
+func start(t *testing.T, f Source, address string) (*Server, *observer.ObservedLogs) {
 	t.Helper()
 	core, logs := observer.New(zapcore.DebugLevel)
 	s := New(f, zap.New(core))

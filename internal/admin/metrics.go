@@ -40,6 +40,7 @@ func newGatherer(s Source) *gatherer {
 var tcpEnds = []listener.End{
 	listener.ClientClosed, listener.ServerClosed, listener.ClientReset, listener.ServerReset,
 	listener.IdleTimeout, listener.HalfCloseTimeout, listener.Lifetime, listener.HandshakeTimeout,
+	listener.BadProxyHeader, listener.TLSFailed,
 	listener.NoRoute, listener.Denied, listener.Limited, listener.NoServer,
 	listener.ConnectFailed, listener.ConnectTimeout, listener.ServerDown, listener.Drained,
 	listener.Overloaded, listener.InternalError,
@@ -50,6 +51,7 @@ func (g *gatherer) Gather() ([]*dto.MetricFamily, error) {
 	var all families
 	g.process(&all)
 	g.listeners(&all)
+	g.tls(&all)
 	g.upstreams(&all)
 	g.loops(&all)
 	rest, err := g.runtime.Gather()

@@ -91,6 +91,8 @@ edgeproxy_session_ends_total{listener="edge",reason="idle_timeout"} 0
 edgeproxy_session_ends_total{listener="edge",reason="half_close_timeout"} 0
 edgeproxy_session_ends_total{listener="edge",reason="lifetime"} 0
 edgeproxy_session_ends_total{listener="edge",reason="handshake_timeout"} 0
+edgeproxy_session_ends_total{listener="edge",reason="bad_proxy_header"} 0
+edgeproxy_session_ends_total{listener="edge",reason="tls_failed"} 0
 edgeproxy_session_ends_total{listener="edge",reason="no_route"} 0
 edgeproxy_session_ends_total{listener="edge",reason="denied"} 2
 edgeproxy_session_ends_total{listener="edge",reason="limited"} 0

@@ -17,6 +17,8 @@ type Source interface {
 	State() State
 	// Listeners, one element per name.
 	Listeners() []listener.Stats
+	// Certificates in use by `tls` blocks.
+	Certificates() []Certificate
 	// Upstreams, one element per name, its servers one per name.
 	Upstreams() []upstream.Stats
 	// Loops, by their number.
