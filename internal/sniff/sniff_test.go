@@ -65,12 +65,14 @@ func decide(b []byte, want Set) (a answer, size, looks, need int) {
 func everySplit(tb testing.TB, b []byte, want Set) (a answer, decided bool) {
 	tb.Helper()
 	whole, need := look(b, want)
-	_, size, _, _ := decide(b, want)
 	last := 0
 	for n := range len(b) + 1 {
 		got, need := look(b[:n], want)
 		switch {
 		case need == 0:
+			if !decided && whole.err == nil && last > n {
+				tb.Fatalf("%d bytes were asked for, but %d of %d are enough", last, n, len(b))
+			}
 			decided = true
 			if got != whole {
 				tb.Fatalf("the answer after %d of %d bytes is %+v, later %+v", n, len(b), got, whole)
@@ -81,8 +83,6 @@ func everySplit(tb testing.TB, b []byte, want Set) (a answer, decided bool) {
 			tb.Fatalf("after %d of %d bytes: an error and a need of %d", n, len(b), need)
 		case need <= n || need < last || need > MaxHello:
 			tb.Fatalf("after %d of %d bytes %d are needed, before %d", n, len(b), need, last)
-		case decided && need > size:
-			tb.Fatalf("after %d of %d bytes %d are needed, but %d are enough", n, len(b), need, size)
 		case got.protocol != Unknown && whole.protocol != got.protocol:
 			tb.Fatalf("after %d of %d bytes it is surely %v, later %v", n, len(b), got.protocol, whole.protocol)
 		}
