@@ -97,8 +97,6 @@ func (i *issuer) client() *acmez.Client {
 	}
 }
 
-func (i *issuer) close() { i.http.CloseIdleConnections() }
-
 // Issue implements certmagic.Issuer: it takes an order from its beginning to
 // the certificate.
 func (i *issuer) Issue(ctx context.Context, csr *x509.CertificateRequest) (*certmagic.IssuedCertificate, error) {
@@ -107,6 +105,8 @@ func (i *issuer) Issue(ctx context.Context, csr *x509.CertificateRequest) (*cert
 		return nil, context.Canceled
 	}
 	defer done()
+	defer i.http.CloseIdleConnections() // orders are weeks apart
+
 	account, err := i.useAccount(ctx)
 	if err != nil {
 		return nil, err
@@ -179,6 +179,7 @@ func (i *issuer) GetRenewalInfo(ctx context.Context, c certmagic.Certificate) (a
 		return acme.RenewalInfo{}, context.Canceled
 	}
 	defer done()
+	defer i.http.CloseIdleConnections()
 	return i.client().GetRenewalInfo(ctx, c.Leaf)
 }
 

@@ -386,7 +386,6 @@ func (k *keeper) release() {
 		defer close(stopped)
 		k.cache.Stop()
 		k.work.Wait()
-		k.issuer.close()
 	}()
 	select {
 	case <-stopped:
