@@ -28,11 +28,10 @@ type clientAuth struct {
 	sum     [sha256.Size]byte // of cas
 	crlFile string
 	crl     atomic.Pointer[revocations] // nil exactly if crlFile is ""
-	now     func() time.Time
 }
 
 func newClientAuth(o *ClientAuthOptions) (*clientAuth, error) {
-	a := &clientAuth{now: time.Now}
+	a := &clientAuth{}
 	switch o.Mode {
 	case ClientAuthNone:
 		return a, nil // nobody is asked, so that there is nothing to verify
@@ -120,7 +119,7 @@ func (a *clientAuth) verify(cs tls.ConnectionState) error {
 		return errNoChain
 	}
 	if lists := a.crl.Load(); lists != nil {
-		return lists.check(cs.VerifiedChains, a.now())
+		return lists.check(cs.VerifiedChains, time.Now())
 	}
 	return nil
 }

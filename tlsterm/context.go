@@ -72,6 +72,7 @@ func (c *Context) variants(base *tls.Config) func(*tls.ClientHelloInfo) (*tls.Co
 	if len(c.certs.dynamic) > 0 {
 		challenge = base.Clone()
 		challenge.NextProtos = []string{ChallengeProtocol}
+		challenge.GetCertificate = c.challengeCertificate
 		challenge.ClientAuth, challenge.ClientCAs, challenge.VerifyConnection = tls.NoClientCert, nil, nil
 		challenge.SessionTicketsDisabled, challenge.WrapSession, challenge.UnwrapSession = true, nil, nil
 	}
@@ -95,6 +96,18 @@ func (c *Context) variants(base *tls.Config) func(*tls.ClientHelloInfo) (*tls.Co
 		}
 		return nil, nil
 	}
+}
+
+// challengeCertificate shows what proves a name, and none of our certificates:
+// outside of challenges nobody gets a session without client certificate by
+// asking for that protocol.
+func (c *Context) challengeCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	for _, d := range c.certs.dynamic {
+		if cert, err := ask(d, hello, normalName(hello.ServerName)); err == nil && cert != nil {
+			return cert, nil
+		}
+	}
+	return nil, nil
 }
 
 func overlap(a, b []string) bool {

@@ -208,15 +208,6 @@ func (w *worker) config(template *tls.Config) *tls.Config {
 		}
 		if choose := template.GetConfigForClient; choose != nil {
 			c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-				variant, err := choose(hello)
-				if variant == nil || err != nil {
-					return nil, err
-				}
-				return w.config(variant), nil
-			}
-		}
-		if choose := template.GetConfigForClient; choose != nil {
-			c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 				chosen, err := choose(hello)
 				if err != nil || chosen == nil {
 					return nil, err

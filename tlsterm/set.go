@@ -7,6 +7,8 @@ import (
 	"reflect"
 	"sync"
 	"time"
+
+	"edgeproxy/tlsterm/acme"
 )
 
 // Events is told what becomes of the files of `tls` blocks, from any goroutine.
@@ -33,7 +35,8 @@ type Events interface {
 
 // Env is what all `tls` blocks of the process share.
 type Env struct {
-	Events Events // nil: nobody is told
+	Events Events        // nil: nobody is told
+	ACME   *acme.Service // nil: ACME is an error
 }
 
 // Set is all `tls` blocks of one configuration.
@@ -96,7 +99,7 @@ func (s *Set) prepare(old *Set, before *Context, o Options) (*Context, error) {
 	if before != nil && sameCertificates(&before.opts, &o) {
 		certs = before.certs
 	} else {
-		env := certEnv{events: s.env.events()}
+		env := certEnv{events: s.env.events(), acme: s.env.acmeSource}
 		if before != nil {
 			env.previous = before.certs
 		}
@@ -152,6 +155,11 @@ func (s *Set) Commit(old *Set) {
 	}
 	for _, certs := range s.fresh {
 		certs.start()
+		for _, d := range certs.dynamic {
+			if d, ok := d.(managed); ok {
+				d.Start()
+			}
+		}
 	}
 	s.fresh = nil
 	s.startWatching(old)

@@ -40,7 +40,6 @@ const (
 type sealer struct {
 	keys    *ticketKeys
 	scope   [sha256.Size]byte
-	now     func() time.Time
 	derived atomic.Pointer[derivedKeys]
 }
 
@@ -59,7 +58,7 @@ type ticketKey struct {
 }
 
 func newSealer(keys *ticketKeys, scope [sha256.Size]byte) *sealer {
-	return &sealer{keys: keys, scope: scope, now: time.Now}
+	return &sealer{keys: keys, scope: scope}
 }
 
 func (s *sealer) current() *derivedKeys {
@@ -123,7 +122,7 @@ func parseExtra(extra [][]byte) (authenticated time.Time, serverName string, ok 
 func (s *sealer) wrap(cs tls.ConnectionState, ss *tls.SessionState) ([]byte, error) {
 	authenticated, _, inherited := parseExtra(ss.Extra)
 	if !inherited || !cs.DidResume {
-		authenticated = s.now()
+		authenticated = time.Now()
 	}
 	ss.Extra = slices.DeleteFunc(ss.Extra, func(e []byte) bool { return bytes.HasPrefix(e, extraTag) })
 	ss.Extra = append(ss.Extra, appendExtra(authenticated, normalName(cs.ServerName)))
@@ -172,7 +171,7 @@ func (s *sealer) unwrap(ticket []byte, cs tls.ConnectionState) (*tls.SessionStat
 	}
 	// Clocks of a fleet differ a little; a ticket from the future beyond that
 	// would be one that never gets old.
-	if age := s.now().Sub(authenticated); age > TicketLifetime || age < -5*time.Minute {
+	if age := time.Since(authenticated); age > TicketLifetime || age < -5*time.Minute {
 		return nil, nil
 	}
 	return ss, nil

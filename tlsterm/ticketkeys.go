@@ -39,7 +39,6 @@ type ticketMasters struct {
 // here; or of a file that the machines of a fleet share. They survive reloads.
 type ticketKeys struct {
 	file string // "": own keys
-	now  func() time.Time
 
 	current atomic.Pointer[ticketMasters]
 	mu      sync.Mutex // held while current is replaced
@@ -47,7 +46,7 @@ type ticketKeys struct {
 
 // newTicketKeys makes own keys, or reads file.
 func newTicketKeys(file string) (*ticketKeys, error) {
-	k := &ticketKeys{file: file, now: time.Now}
+	k := &ticketKeys{file: file}
 	if file == "" {
 		k.rotate()
 		return k, nil
@@ -63,7 +62,7 @@ func newTicketKeys(file string) (*ticketKeys, error) {
 // masters are the keys to use now.
 func (k *ticketKeys) masters() *ticketMasters {
 	m := k.current.Load()
-	if k.file == "" && k.now().Sub(m.seal.created) >= ticketRotation {
+	if k.file == "" && time.Since(m.seal.created) >= ticketRotation {
 		k.rotate()
 		m = k.current.Load()
 	}
@@ -75,7 +74,7 @@ func (k *ticketKeys) masters() *ticketMasters {
 func (k *ticketKeys) rotate() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	now, old := k.now(), k.current.Load()
+	now, old := time.Now(), k.current.Load()
 	if old != nil && now.Sub(old.seal.created) < ticketRotation {
 		return false
 	}
