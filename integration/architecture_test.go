@@ -27,7 +27,7 @@ import (
 var imports = map[string][]string{
 	"cmd/edgeproxy": {
 		"config", "listener", "upstream", "health", "tlsterm", "tlsterm/acme",
-		"internal/accesslog", "internal/admin", "internal/demo", "internal/logging", "internal/reactor", "internal/sdnotify", "internal/version",
+		"internal/accesslog", "internal/admin", "internal/demo", "internal/ktls", "internal/logging", "internal/reactor", "internal/sdnotify", "internal/version",
 	},
 	"config":             {"balance", "health", "internal/sniff", "listener", "tlsterm", "upstream"},
 	"internal/admin":     {"internal/histogram", "internal/reactor", "internal/version", "listener", "tlsterm", "upstream"},

@@ -7,6 +7,7 @@ import (
 
 	"edgeproxy/internal/proxyproto"
 	"edgeproxy/internal/sniff"
+	"edgeproxy/splice"
 	"edgeproxy/tlsterm"
 	"edgeproxy/upstream"
 )
@@ -75,9 +76,8 @@ func (d *details) secured(h *tlsterm.Handshake) {
 // secureClient puts TLS between the client and the relay.
 func (s *session) secureClient(h *tlsterm.Handshake) error {
 	if h.Records != nil {
-		s.relay.SecureClient(h.Records)
-		s.more.records = true
-		s.countEngine(clientLeg, EngineRecords)
+		s.relay.SecureClient(splice.TLS{Conn: h.Records, Kernel: h.InKernel})
+		s.countRecords(clientLeg, h.InKernel)
 		return nil
 	}
 	h.FD = s.relay.Detach()
@@ -96,13 +96,21 @@ func (s *session) secureClient(h *tlsterm.Handshake) error {
 
 // secureServer notes the TLS of the server's side.
 func (s *session) secureServer(d *upstream.Dial) {
-	more := s.detail()
+	s.detail()
 	if d.Bridge != nil {
 		s.bridge(serverLeg, d.Bridge)
 		return
 	}
-	more.records = true
-	s.countEngine(serverLeg, EngineRecords)
+	s.countRecords(serverLeg, d.Kernel)
+}
+
+func (s *session) countRecords(leg int, kernel bool) {
+	if kernel {
+		s.countEngine(leg, EngineKernel)
+		return
+	}
+	s.more.records = true
+	s.countEngine(leg, EngineRecords)
 }
 
 func (s *session) bridge(leg int, b *tlsterm.Bridge) {

@@ -211,7 +211,7 @@ func (s *session) Dialed(d *upstream.Dial, o upstream.Outcome) {
 	if l := &s.table.opts.Limits; l.BandwidthIn > 0 || l.BandwidthOut > 0 {
 		shaper = splice.NewShaper(l.BandwidthIn, l.BandwidthOut)
 	}
-	s.relay.Join(d.FD, d.Token, d.Events, d.TLS, shaper)
+	s.relay.Join(d.FD, d.Token, d.Events, splice.TLS{Conn: d.TLS, Kernel: d.Kernel}, shaper)
 }
 
 // watch starts the timer for whatever is due first while relaying.

@@ -19,6 +19,8 @@ func (r *Relay) copy(src, dst *side, want int) int {
 	buf := r.engine.buf[:want]
 	n, errno := recv(src.fd, buf)
 	switch {
+	case src.odd(n, errno):
+		return r.kernelRead(src, dst, errno)
 	case errno == unix.EAGAIN:
 		src.state &^= readable
 		return 0
@@ -48,7 +50,7 @@ func (r *Relay) copy(src, dst *side, want int) int {
 		return n // thrown away, see writeFailed
 	}
 	flags := 0
-	if n < want && src.state&fin != 0 {
+	if n < want && src.state&fin != 0 && dst.tls == nil {
 		// The next read ends the stream: the kernel holds the bytes back
 		// until the shutdown, and FIN goes with them in one segment.
 		flags = unix.MSG_MORE

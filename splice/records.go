@@ -38,6 +38,8 @@ var ErrTruncated = errors.New("the TLS stream ended without close_notify: it may
 type leg struct {
 	conn     *tlsrecord.Conn
 	part     *kept // an incomplete record, as read
+	records  int   // kernel: sent since the last KeyUpdate, estimated
+	kernel   bool  // the kernel seals and opens
 	err      error // why there is no going on
 	notified bool  // close_notify, or a fatal alert, is on its way to the peer
 	cold     bool  // the ciphers have been given up, see [Relay.Shed]
@@ -58,17 +60,22 @@ func (e *Engine) sealed() *sealed {
 	return e.tls
 }
 
+// TLS is one side's, after its handshake.
+type TLS struct {
+	Conn   *tlsrecord.Conn // nil: there is none
+	Kernel bool            // the socket has been given the keys
+}
+
 // SecureClient puts TLS on the client's side, before Join.
-func (r *Relay) SecureClient(c *tlsrecord.Conn) {
-	r.client.tls = &leg{conn: c}
+func (r *Relay) SecureClient(t TLS) {
+	r.client.tls = &leg{conn: t.Conn, kernel: t.Kernel}
 	r.client.state |= readable // what the handshake has left in the socket
 }
 
 // Alert sends an alert to a client with TLS, before Join.
 func (r *Relay) Alert(alert uint8) {
 	if l := r.client.tls; l != nil {
-		var buf [64]byte
-		send(r.client.fd, l.conn.AppendAlert(buf[:0], alert), unix.MSG_NOSIGNAL)
+		r.sendAlert(&r.client, alert)
 		l.notified = true
 	}
 }
@@ -105,7 +112,7 @@ func (r *Relay) warm(l *leg) {
 // crypt moves once from src to dst where one of them, or both, have TLS. It
 // returns how much was read.
 func (r *Relay) crypt(src, dst *side, want int) int {
-	if src.tls != nil {
+	if src.userTLS() {
 		return r.open(src, dst, want)
 	}
 	return r.seal(src, dst, want)
@@ -177,7 +184,7 @@ func (r *Relay) open(src, dst *side, want int) int {
 		if src.state&eof != 0 {
 			flags = unix.MSG_MORE // see copy
 		}
-		if dst.tls != nil {
+		if dst.userTLS() {
 			r.sealFrom(src, dst, b.plain[:plain], flags)
 		} else {
 			r.deliver(src, dst, b.plain[:plain], flags)
@@ -205,12 +212,20 @@ func (r *Relay) truncated(src, dst *side) {
 // alert tells src why there is no going on.
 func (r *Relay) alert(src, dst *side) {
 	var a *tlsrecord.AlertError
-	if dst.kept != nil || !errors.As(src.tls.err, &a) || a.Remote {
+	if !errors.As(src.tls.err, &a) || a.Remote || dst.kept != nil && src.userTLS() {
 		return // or it would land amid a record
 	}
-	var buf [64]byte
-	send(src.fd, src.tls.conn.AppendAlert(buf[:0], a.Alert), unix.MSG_NOSIGNAL)
+	r.sendAlert(src, a.Alert)
 	src.tls.notified = true
+}
+
+func (r *Relay) sendAlert(s *side, alert uint8) {
+	if s.kernelTLS() {
+		kernelAlert(s, alert)
+		return
+	}
+	var buf [64]byte
+	send(s.fd, s.tls.conn.AppendAlert(buf[:0], alert), unix.MSG_NOSIGNAL)
 }
 
 // seal reads from src, and sends it as records to dst.
@@ -222,6 +237,8 @@ func (r *Relay) seal(src, dst *side, want int) int {
 	room := b.plain[:min(want, tlsrecord.MaxPlaintext)]
 	n, errno := recv(src.fd, room)
 	switch {
+	case src.odd(n, errno):
+		return r.kernelRead(src, dst, errno)
 	case errno == unix.EAGAIN:
 		src.state &^= readable
 		return 0
@@ -296,6 +313,8 @@ func (r *Relay) sealBulk(src, dst *side, want int) int {
 	}
 	n, errno := readv(src.fd, b.iov[:records])
 	switch {
+	case src.odd(n, errno):
+		return r.kernelRead(src, dst, errno)
 	case errno == unix.EAGAIN:
 		src.state &^= readable
 		return 0
@@ -339,6 +358,12 @@ func (r *Relay) notify(src, dst *side) bool {
 	l := dst.tls
 	if l.notified || dst.state&broken != 0 {
 		return true
+	}
+	if l.kernel {
+		if l.notified = kernelAlert(dst, tlsrecord.AlertCloseNotify); !l.notified {
+			dst.state &^= writable
+		}
+		return l.notified
 	}
 	l.notified = true
 	r.warm(l)

@@ -7,7 +7,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"edgeproxy/internal/reactor"
-	"edgeproxy/internal/tlsrecord"
 )
 
 // Cause says why a relay ended.
@@ -105,13 +104,13 @@ func (r *Relay) Init(e *Engine, o Owner, c *Counters, clientFD int) error {
 
 // Join adds a connected server, already registered with the loop, and begins
 // to relay. ev is what the loop reported of it together with the connection's
-// establishment. A nil tls is none, a nil shaper limits nothing. The relay may
-// have ended when Join returns.
-func (r *Relay) Join(serverFD int, t reactor.Token, ev reactor.Events, tls *tlsrecord.Conn, shaper *Shaper) {
+// establishment. A nil shaper limits nothing. The relay may have ended when
+// Join returns.
+func (r *Relay) Join(serverFD int, t reactor.Token, ev reactor.Events, tls TLS, shaper *Shaper) {
 	r.engine.Loop.SetHandler(t, (*serverSide)(r))
 	r.server = side{token: t, fd: int32(serverFD), state: writable}
-	if tls != nil {
-		r.server.tls = &leg{conn: tls}
+	if tls.Conn != nil {
+		r.server.tls = &leg{conn: tls.Conn, kernel: tls.Kernel}
 		r.server.state |= readable
 	}
 	r.joined = true
@@ -280,7 +279,7 @@ func (r *Relay) again() {
 // move takes bytes from src to dst, and returns why the relay ends, or Running.
 func (r *Relay) move(src, dst *side, budget *int) Cause {
 	if src.kept != nil || src.pipe != nil {
-		if dst.state&writable == 0 {
+		if dst.state&writable == 0 || dst.kernelTLS() && !r.kernelDue(dst) {
 			return Running
 		}
 		r.flush(src, dst)
@@ -289,7 +288,7 @@ func (r *Relay) move(src, dst *side, budget *int) Cause {
 		}
 	}
 	for src.state&(readable|eof) == readable {
-		if dst.state&writable == 0 || *budget <= 0 {
+		if dst.state&writable == 0 || *budget <= 0 || dst.kernelTLS() && !r.kernelDue(dst) {
 			return Running
 		}
 		want := spliceSize
@@ -299,11 +298,8 @@ func (r *Relay) move(src, dst *side, budget *int) Cause {
 			}
 		}
 		var n int
-		if src.tls != nil || dst.tls != nil {
+		if src.userTLS() || dst.userTLS() {
 			n = r.crypt(src, dst, want)
-			if src.tls != nil && src.tls.err != nil {
-				return r.tlsEnded(src)
-			}
 		} else if src.state&splicing != 0 && dst.state&broken == 0 {
 			n = r.splice(src, dst, want)
 		} else {
@@ -315,6 +311,12 @@ func (r *Relay) move(src, dst *side, budget *int) Cause {
 		}
 		if src.errno != 0 && src.state&broken == 0 {
 			return r.resetBy(src)
+		}
+		if src.tls != nil && src.tls.err != nil {
+			return r.tlsEnded(src)
+		}
+		if dst.tls != nil && dst.tls.err != nil {
+			return r.tlsEnded(dst)
 		}
 	}
 	if src.state&eof != 0 && dst.state&shut == 0 && src.kept == nil && src.pipe == nil {
@@ -393,9 +395,12 @@ func (r *Relay) drop(s *side) {
 // sent notes that dst has taken n bytes. Those of a TLS side have been counted
 // when they were sealed.
 func (r *Relay) sent(src, dst *side, n int) {
-	if dst.tls != nil {
+	if dst.userTLS() {
 		r.active = r.engine.coarse()
 		return
+	}
+	if dst.tls != nil {
+		dst.tls.records += 1 + n>>14
 	}
 	r.took(src, n)
 }

@@ -81,7 +81,7 @@ func newBench(t *testing.T, network string, maxPipes int, shaper *Shaper) *bench
 		if err != nil {
 			t.Error(err)
 		}
-		b.relay.Join(sfd, tok, 0, nil, shaper)
+		b.relay.Join(sfd, tok, 0, TLS{}, shaper)
 	})
 	return b
 }

@@ -30,6 +30,9 @@ func (r *Relay) splice(src, dst *side, want int) int {
 	if errno != 0 || n == 0 {
 		// The pipe was empty, so EAGAIN can only mean the socket.
 		r.engine.putPipe(p)
+		if src.odd(n, errno) {
+			return r.kernelRead(src, dst, errno)
+		}
 		switch errno {
 		case 0:
 			src.state = src.state&^readable | eof

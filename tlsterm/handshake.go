@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"edgeproxy/internal/ktls"
 	"edgeproxy/internal/tlsrecord"
 )
 
@@ -25,6 +26,7 @@ type Handshake struct {
 	Done    func(*Handshake) // called once, by the pool's worker: it must not block
 
 	Records    *tlsrecord.Conn // nil: the record layer does not know the version or suite, Conn goes on
+	InKernel   bool            // the socket has been given the keys of Records
 	Conn       *tls.Conn       // only without Records
 	Version    uint16
 	Suite      uint16
@@ -79,6 +81,11 @@ func (h *Handshake) run() {
 		h.fail(err)
 		return
 	}
+	attached := false
+	if w.kernel != nil {
+		// Before the peer's FIN can be in, after which it would fail.
+		attached = ktls.Attach(h.FD) == nil
+	}
 	var c *tls.Conn
 	if h.Context != nil {
 		c = tls.Server(&h.stream, w.config(h.Context.Template()))
@@ -101,7 +108,25 @@ func (h *Handshake) run() {
 	var err error
 	if h.Records, err = h.records(); err != nil {
 		h.fail(err)
+		return
 	}
+	if attached && w.kernel.Covers(h.Version, h.Suite) {
+		h.toKernel()
+	}
+}
+
+// toKernel gives the socket its keys. Without those for reading the record
+// layer goes on; with only those there is no way on or back.
+func (h *Handshake) toKernel() {
+	if ktls.SetKeys(h.FD, ktls.RX, h.Records.Keys(false)) != nil {
+		return
+	}
+	if err := ktls.SetKeys(h.FD, ktls.TX, h.Records.Keys(true)); err != nil {
+		h.fail(err)
+		return
+	}
+	h.InKernel = true
+	h.Records.Shed()
 }
 
 // fail notes why there is no session. The text is bounded: parts of it may

@@ -5,6 +5,8 @@ import (
 	"iter"
 	"sync"
 	"sync/atomic"
+
+	"edgeproxy/internal/ktls"
 )
 
 // maxActive bounds the handshakes that one worker has begun and not finished:
@@ -39,13 +41,15 @@ type worker struct {
 	free    []*coroutine
 	current *Handshake // whose coroutine runs: the key log is about this one
 	configs map[*tls.Config]*tls.Config
+	kernel  *ktls.Support // nil: kernel TLS is not used
 }
 
-// NewPool starts n workers.
-func NewPool(n int) *Pool {
+// NewPool starts n workers. With kernel they hand sessions that it covers over
+// to kernel TLS; it may be nil.
+func NewPool(n int, kernel *ktls.Support) *Pool {
 	p := &Pool{}
 	for range n {
-		w := &worker{wake: make(chan struct{}, 1), active: map[*Handshake]struct{}{}, configs: map[*tls.Config]*tls.Config{}}
+		w := &worker{wake: make(chan struct{}, 1), active: map[*Handshake]struct{}{}, configs: map[*tls.Config]*tls.Config{}, kernel: kernel}
 		p.workers = append(p.workers, w)
 		p.wg.Go(w.run)
 	}

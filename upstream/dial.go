@@ -56,6 +56,7 @@ type Dial struct {
 	Retries int             // attempts after the first
 	Took    time.Duration   // the last attempt's connect
 	TLS     *tlsrecord.Conn // re-encryption; nil: none, or Bridge
+	Kernel  bool            // … by the kernel, which has the keys of TLS
 	Bridge  *tlsterm.Bridge // re-encryption that crypto/tls does; FD is the loop's end
 
 	dialer  *Dialer

@@ -65,7 +65,7 @@ func (s *securing) finish() {
 		return
 	}
 	if s.Records != nil {
-		d.TLS = s.Records
+		d.TLS, d.Kernel = s.Records, s.InKernel
 		d.established()
 		return
 	}

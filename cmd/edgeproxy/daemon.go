@@ -114,7 +114,7 @@ func (d *daemon) start(cfg *config.Config) (err error) {
 		return err
 	}
 	d.checks = health.NewScheduler()
-	d.handshakes = tlsterm.NewPool(workers)
+	d.handshakes = tlsterm.NewPool(workers, d.kernelTLS(cfg))
 	events := tlsEvents{d.log}
 	d.tlsEnv = &tlsterm.Env{Events: events, ACME: acme.NewService(d.log)}
 	d.upEnv = &upstream.Env{Loops: workers, Checks: d.checks, Events: d, TLS: events}

@@ -4,7 +4,25 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"edgeproxy/config"
+	"edgeproxy/internal/ktls"
 )
+
+// kernelTLS probes the kernel, if it is to be used; nil: it is not, or cannot.
+func (d *daemon) kernelTLS(cfg *config.Config) *ktls.Support {
+	if cfg.Process.KernelTLS != "auto" {
+		return nil
+	}
+	s := ktls.Probe()
+	if !s.Available || !s.Rekey {
+		d.log.Warn("kernel TLS is not used: process.kernel_tls is \"auto\", and the kernel did not pass the probe",
+			zap.String("reason", s.Reason), zap.String("kernel", s.Kernel))
+		return nil
+	}
+	d.log.Info("kernel TLS is used", zap.String("kernel", s.Kernel))
+	return &s
+}
 
 // tlsEvents logs what becomes of the files of `tls` blocks. It implements
 // [tlsterm.Events].
