@@ -129,7 +129,7 @@ func (h *Header) parseV1(b []byte) (n, need int, err error) {
 // parseUnknown looks for the end of the line: "the receiver must ignore
 // anything presented before the CRLF is found".
 func parseUnknown(b []byte) (n, need int, err error) {
-	if c := b[len("PROXY UNKNOWN")]; c != ' ' && c != '\r' {
+	if rest := b[len("PROXY UNKNOWN"):]; rest[0] != ' ' && !begins(rest, "\r\n") {
 		return 0, 0, errV1Family
 	}
 	if i := bytes.Index(b[:min(len(b), MaxV1)], crlf); i >= 0 {

@@ -14,6 +14,8 @@ import (
 // which must not be taken for part of the first.
 const payload = "PROXY TCP4 1.1.1.1 2.2.2.2 3 4\r\n\r\n\r\n\x00\r\nQUIT\n"
 
+const mapped = "0000:0000:0000:0000:0000:ffff:" // and an IPv4 address
+
 const longest6 = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"
 
 // v1Lines are lines of version 1 and what they say, or why they are refused.
@@ -31,6 +33,8 @@ var v1Lines = []struct {
 	{spec: "upper or lower case", line: "PROXY TCP6 2001:DB8::aBcD 2001:0db8:0000:0000:0000:0000:0000:0001 1 2\r\n", src: "[2001:db8::abcd]:1", dst: "[2001:db8::1]:2"},
 	{spec: "IPv4-mapped, as HAProxy and nginx send it", line: "PROXY TCP6 ::ffff:127.0.0.1 ::ffff:127.0.0.2 44442 38101\r\n", src: "127.0.0.1:44442", dst: "127.0.0.2:38101"},
 	{spec: "IPv4-mapped in hexadecimal", line: "PROXY TCP6 ::ffff:c000:2ff 2001:db8::1 5 6\r\n", src: "192.0.2.255:5", dst: "[2001:db8::1]:6"},
+	{spec: "the longest line that is no worst case, 107 chars", line: "PROXY TCP6 " + mapped + "255.255.255.25 " + mapped + "1.1.1.1 65535 65535\r\n",
+		src: "255.255.255.25:65535", dst: "1.1.1.1:65535"},
 	{spec: "UNKNOWN, short form", line: "PROXY UNKNOWN\r\n"},
 	{spec: "UNKNOWN, worst case, 107 chars", line: "PROXY UNKNOWN " + longest6 + " " + longest6 + " 65535 65535\r\n"},
 	{spec: "UNKNOWN: must ignore anything presented before the CRLF", line: "PROXY UNKNOWN \x00\xff\n\r PROXY tcp4 99999\r\r\n"},
@@ -82,8 +86,10 @@ var v1Lines = []struct {
 	{spec: "must not tolerate a single CR", line: "PROXY TCP4 1.1.1.1 2.2.2.2 1 2\r", err: errV1Line},
 	{spec: "must not tolerate a single CR, nor two", line: "PROXY TCP4 1.1.1.1 2.2.2.2 1 2\r\r\n", err: errV1Line},
 	{spec: "UNKNOWN: must not tolerate a single LF", line: "PROXY UNKNOWN\n", err: errV1Family},
-	{spec: "UNKNOWN: must not tolerate a single CR", line: "PROXY UNKNOWN\rx" + strings.Repeat("x", 107), err: errV1Long},
+	{spec: "UNKNOWN: must not tolerate a single CR", line: "PROXY UNKNOWN\rx\r\n", err: errV1Family},
+	{spec: "UNKNOWN: must not tolerate a single CR to end a longer line", line: "PROXY UNKNOWN x\r" + strings.Repeat("x", 107), err: errV1Long},
 	{spec: "CRLF is not found in the first 107 characters", line: "PROXY UNKNOWN " + strings.Repeat("f", 92) + "\r\n", err: errV1Long},
+	{spec: "CRLF is not found in the first 107 characters, but in 108", line: "PROXY TCP6 " + mapped + "255.255.255.255 " + mapped + "1.1.1.1 65535 65535\r\n", err: errV1Long},
 	{spec: "CRLF is not found in the first 107 characters, addresses", line: "PROXY TCP6 " + strings.Repeat(" ", 95) + "\r\n", err: errV1Long},
 }
 
