@@ -382,13 +382,21 @@ func newSealer() *sealer {
 	return s
 }
 
-func (s *sealer) seal(typ byte, text string) []byte {
+func (s *sealer) seal(typ byte, text string) []byte { return s.sealPadded(typ, text, 0) }
+
+func (s *sealer) sealPadded(typ byte, text string, padding int) []byte {
 	inner := append([]byte(text), typ)
+	inner = append(inner, make([]byte, padding)...)
 	record := binary.BigEndian.AppendUint16([]byte{Data, 3, 3}, uint16(len(inner)+s.aead.Overhead()))
+	return s.aead.Seal(record, s.nonce(), inner, record)
+}
+
+// nonce is that of the next record (RFC 8446, section 5.3).
+func (s *sealer) nonce() []byte {
 	nonce := slices.Clone(s.keys.IV)
 	for i := range 8 {
 		nonce[4+i] ^= byte(s.keys.Seq >> (56 - 8*i))
 	}
 	s.keys.Seq++
-	return s.aead.Seal(record, nonce, inner, record)
+	return nonce
 }

@@ -7,7 +7,8 @@ import (
 )
 
 // Raw calls on non-blocking descriptors: the scheduler need not know of them,
-// see the package comment of internal/reactor.
+// see the package comment of internal/reactor. EINTR is possible all the same:
+// the kernel's TLS waits for a mutex, which its own worker may hold.
 
 // control is room for one control message of one byte.
 type control struct {
@@ -34,6 +35,9 @@ func Recv(fd int, b []byte) (n int, typ byte, errno unix.Errno) {
 	msg.SetIovlen(1)
 	msg.SetControllen(int(unsafe.Sizeof(c)))
 	r, _, errno := unix.RawSyscall(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(&msg)), unix.MSG_DONTWAIT)
+	for errno == unix.EINTR {
+		r, _, errno = unix.RawSyscall(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(&msg)), unix.MSG_DONTWAIT)
+	}
 	if errno != 0 {
 		return 0, 0, errno
 	}
@@ -60,6 +64,9 @@ func Send(fd int, typ byte, b []byte) unix.Errno {
 	msg.SetIovlen(1)
 	msg.SetControllen(unix.CmsgSpace(1))
 	n, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&msg)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	for errno == unix.EINTR {
+		n, _, errno = unix.RawSyscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&msg)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	}
 	if errno == 0 && int(n) != len(b) {
 		return unix.EIO // half a message: the stream cannot be continued
 	}
