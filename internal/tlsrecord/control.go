@@ -155,7 +155,7 @@ func (c *Conn) handshake(b []byte) (event Event, err error) {
 				if err := c.expect(b[0]); err != nil {
 					return None, err
 				}
-				c.msgType, c.skip = b[0], 0
+				c.msgType = b[0]
 			} else {
 				c.skip = c.skip<<8 | uint32(b[0])
 			}

@@ -154,3 +154,42 @@ func TestAlertFromCryptoTLS(t *testing.T) {
 		}
 	}
 }
+
+// Of all that a server has written during its handshake, Wrote finds what went
+// under the keys we go on with: the tickets.
+func TestWrote(t *testing.T) {
+	t.Parallel()
+	for _, k := range few() {
+		s := handshake(t, k)
+		if k.version != tls.VersionTLS13 {
+			ours := s.conn(t, Server, 0, 0)
+			if ours.Wrote(records(s.serverWire.out.all)[0]) || ours.out.seq != 1 {
+				t.Errorf("%v: took a ServerHello for a sealed record", k)
+			}
+			continue
+		}
+		ours := s.conn(t, Server, 0, 0)
+		ours.Shed()
+		var found []bool
+		for _, rec := range records(s.serverWire.out.all) {
+			before := bytes.Clone(rec)
+			found = append(found, ours.Wrote(rec))
+			if !bytes.Equal(rec, before) {
+				t.Errorf("%v: Wrote has changed the record", k)
+			}
+		}
+		last := len(found) - 1
+		if slices.Index(found, true) != last || ours.out.seq != 1 {
+			t.Fatalf("%v: found %v, next is %d; want the last one to be a ticket", k, found, ours.out.seq)
+		}
+		for _, bad := range [][]byte{nil, {23, 3, 3}, {23, 3, 3, 0, 50, 1}, {22, 3, 3, 0, 0}} {
+			if ours.Wrote(bad) {
+				t.Errorf("%v: %x was taken for a record", k, bad)
+			}
+		}
+		s.serverWire.Write(seal(ours, ApplicationData, []byte("next")))
+		if got, err := readSome(s.client, 4); err != nil || string(got) != "next" {
+			t.Errorf("%v: after that the client read %q, %v", k, got, err)
+		}
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -129,14 +130,15 @@ func FuzzAgainstCryptoTLS(f *testing.F) {
 		ours := s.conn(t, role, 0, 0)
 		if role == Client {
 			theirs, toUs = s.client, s.clientWire
-			tickets := bytes.Clone(toUs.in.buf.Bytes())
-			from = s.conn(t, Server, 0, uint64(len(openAll(t, ours, tickets))))
+			tickets := s.tickets(t)
+			openAll(t, ours, slices.Concat(tickets...))
+			from = s.conn(t, Server, 0, uint64(len(tickets)))
 			theirs.Read(make([]byte, 1))
 		}
 		var last []byte
+		lenient := false // there were handshake messages that crypto/tls looks into more than we do
 		for len(script) > 0 {
 			var rec []byte
-			lenient := false // records of which crypto/tls looks into more
 			rekey := false
 			switch op := next() % 9; op {
 			case 0:
@@ -149,6 +151,7 @@ func FuzzAgainstCryptoTLS(f *testing.F) {
 				lenient = true
 			case 3: // any inner type, with padding
 				typ, n := next(), int(next())
+				lenient = true
 				if from.p.tls13 {
 					rec = forge(from, ApplicationData, append([]byte{'p', typ}, make([]byte, n*n/3)...))
 				} else {
@@ -167,6 +170,7 @@ func FuzzAgainstCryptoTLS(f *testing.F) {
 				}
 			case 6: // any outer type, short and long
 				rec = forge(from, next(), make([]byte, int(next())*65))
+				lenient = true
 			case 7:
 				rec = typed(from, ApplicationData, []byte("bit"))
 				i := int(next()) * 3

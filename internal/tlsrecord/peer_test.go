@@ -17,6 +17,7 @@ import (
 	"math/big"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -175,7 +176,8 @@ func handshake(tb testing.TB, k kind) *session {
 	s.clientWire, s.serverWire = newWires()
 	var log bytes.Buffer
 	sc := &tls.Config{Certificates: certificates(), MinVersion: k.version, MaxVersion: k.version, DynamicRecordSizingDisabled: true}
-	cc := &tls.Config{InsecureSkipVerify: true, ServerName: "test", MinVersion: k.version, MaxVersion: k.version, KeyLogWriter: &log, DynamicRecordSizingDisabled: true}
+	cc := &tls.Config{InsecureSkipVerify: true, ServerName: "test", MinVersion: k.version, MaxVersion: k.version, KeyLogWriter: &log, DynamicRecordSizingDisabled: true,
+		ClientSessionCache: tls.NewLRUClientSessionCache(1)} // without one the server sends no tickets
 	if k.version == tls.VersionTLS12 {
 		cc.CipherSuites, sc.CipherSuites = []uint16{k.suite}, []uint16{k.suite}
 	} else {
@@ -227,28 +229,49 @@ func (s *session) conn(tb testing.TB, role Role, inSeq, outSeq uint64) *Conn {
 	return c
 }
 
-// peer is a session in which our Conn has taken one end's place. Tickets that
-// the server has sent are counted or read, whichever our role demands.
+// tickets are the records under its application keys that a TLS 1.3 server has
+// sent during the handshake: crypto/tls has them in its first flight.
+func (s *session) tickets(tb testing.TB) (all [][]byte) {
+	if s.version == tls.VersionTLS12 {
+		return nil
+	}
+	c := s.conn(tb, Server, 0, 0)
+	for _, rec := range records(s.serverWire.out.all) {
+		if c.Wrote(rec) {
+			all = append(all, rec)
+		}
+	}
+	if len(all) == 0 {
+		tb.Fatal("no tickets")
+	}
+	return all
+}
+
+// records cuts what was sent at its headers.
+func records(b []byte) (all [][]byte) {
+	for len(b) > 0 {
+		n := HeaderLen + int(b[3])<<8 + int(b[4])
+		all, b = append(all, bytes.Clone(b[:n])), b[n:]
+	}
+	return all
+}
+
+// peer is a session in which our Conn has taken one end's place.
 func peer(tb testing.TB, k kind, role Role) (ours *Conn, w *wire, theirs *tls.Conn) {
 	tb.Helper()
 	s := handshake(tb, k)
-	if role == Client {
-		// The server's tickets are the first records for us.
-		ours = s.conn(tb, Client, 0, 0)
-		for _, r := range openAll(tb, ours, s.clientWire.take()) {
-			if r.typ != Handshake {
-				tb.Fatalf("type %d after the handshake", r.typ)
-			}
+	tickets := s.tickets(tb)
+	if role == Server {
+		return s.conn(tb, Server, 0, uint64(len(tickets))), s.serverWire, s.client
+	}
+	ours = s.conn(tb, Client, 0, 0)
+	s.clientWire.take()
+	for _, r := range openAll(tb, ours, slices.Concat(tickets...)) {
+		if r.typ != Handshake {
+			tb.Fatalf("type %d after the handshake", r.typ)
 		}
-		return ours, s.clientWire, s.server
 	}
-	tickets := uint64(0)
-	s.clientWire.in.mu.Lock()
-	for b := s.clientWire.in.buf.Bytes(); len(b) > 0; tickets++ {
-		b = b[HeaderLen+int(b[3])<<8+int(b[4]):]
-	}
-	s.clientWire.in.mu.Unlock()
-	return s.conn(tb, Server, 0, tickets), s.serverWire, s.client
+	return ours, s.clientWire, s.server
 }
 
 // pair is both ends of a made-up session.

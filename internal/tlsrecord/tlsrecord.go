@@ -82,7 +82,7 @@ type Conn struct {
 	in, out half
 	p       *params
 
-	skip    uint32 // bytes that the incoming handshake message still lacks; while its header is incomplete, the length so far
+	skip    uint32 // bytes that the incoming handshake message still lacks; while its header is incomplete, the length so far; 0 between messages
 	msgType uint8  // of that message
 	msgLen  uint8  // bytes of its header that have come; 0: between messages
 	request uint8  // body of an incoming KeyUpdate
@@ -128,7 +128,7 @@ func (c *Conn) Seal(typ byte, buf []byte, n int) []byte {
 		h.aead = p.mustAEAD(&h.key)
 	}
 	head := int(p.header)
-	buf = buf[: head+n+int(p.trailer) : head+n+int(p.trailer)]
+	buf = buf[:head+n+int(p.trailer)]
 	length := len(buf) - HeaderLen
 	text := buf[head : head+n]
 	ad := buf[:HeaderLen]
