@@ -33,7 +33,7 @@ var imports = map[string][]string{
 	"internal/admin":     {"internal/histogram", "internal/reactor", "internal/version", "listener", "tlsterm", "upstream"},
 	"internal/accesslog": {"internal/logging", "internal/sniff", "listener"},
 	"listener":           {"internal/histogram", "internal/proxyproto", "internal/reactor", "internal/sniff", "internal/tlsrecord", "splice", "tlsterm", "upstream"},
-	"upstream":           {"balance", "health", "internal/histogram", "internal/proxyproto", "internal/reactor", "tlsterm"},
+	"upstream":           {"balance", "health", "internal/histogram", "internal/proxyproto", "internal/reactor", "internal/tlsrecord", "tlsterm"},
 	"health":             {"internal/proxyproto"},
 	"splice":             {"internal/ktls", "internal/reactor", "internal/tlsrecord"},
 	"tlsterm":            {"internal/histogram", "internal/ktls", "internal/tlsrecord", "tlsterm/acme"},
@@ -87,7 +87,7 @@ var foreign = map[string][]string{
 	"go.uber.org/zap":                   {"cmd/edgeproxy", "health", "internal/admin", "internal/logging", "listener", "tlsterm", "upstream"},
 	"golang.org/x/crypto":               {"internal/tlsrecord", "tlsterm"},
 	"golang.org/x/net/idna":             {"config"},
-	"golang.org/x/sys/unix":             {"cmd/edgeproxy", "health", "integration", "internal/accesslog", "internal/admin", "internal/ktls", "internal/logging", "internal/reactor", "internal/sdnotify", "listener", "splice", "upstream"},
+	"golang.org/x/sys/unix":             {"cmd/edgeproxy", "health", "integration", "internal/accesslog", "internal/admin", "internal/ktls", "internal/logging", "internal/reactor", "internal/sdnotify", "listener", "splice", "tlsterm", "upstream"},
 	"golang.org/x/term":                 {"cmd/edgeproxy"},
 	"gonum.org/v1/plot":                 {"integration/bench"},
 }

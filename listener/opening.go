@@ -88,9 +88,12 @@ func (s *session) consume(n int) error {
 	return nil
 }
 
-// await has the loop stay silent until the socket holds need bytes, or an end.
+// await has the loop stay silent until the socket holds need bytes, or an end:
+// a long ClientHello in small pieces would be looked at again and again. Where
+// little is missing each byte is looked at, so that an error shows at once.
 func (s *session) await(need int) {
-	if need < 2 {
+	const long = 1 << 10
+	if need < long {
 		need = 1
 	}
 	if more := s.detail(); int(more.lowat) != need && (need > 1 || more.lowat > 1) {
