@@ -3,10 +3,10 @@ package tlsterm
 import (
 	"crypto/sha256"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -35,6 +35,7 @@ const (
 type ClientContext struct {
 	name     string
 	opts     ClientOptions
+	cas      [sha256.Size]byte // of ca_file; zero: the system's
 	events   CertificateEvents
 	template *tls.Config
 	configs  sync.Map // server name → *tls.Config
@@ -76,10 +77,7 @@ func PrepareClient(name string, o *ClientOptions, events CertificateEvents) (*Cl
 		if err != nil {
 			failed(fmt.Errorf("ca_file: %w", err))
 		}
-		t.RootCAs = x509.NewCertPool()
-		for _, ca := range cas {
-			t.RootCAs.AddCert(ca)
-		}
+		t.RootCAs, cc.cas = poolOf(cas)
 	}
 	switch {
 	case o.CertFile != "":
@@ -102,6 +100,13 @@ func PrepareClient(name string, o *ClientOptions, events CertificateEvents) (*Cl
 	cc.forgetSessions()
 	cc.template = t
 	return cc, nil
+}
+
+// Same reports whether o is the same policy as cc, files included; a renewed
+// client certificate makes no difference. A reload goes on with cc then, and
+// with its sessions.
+func (cc *ClientContext) Same(o *ClientContext) bool {
+	return cc.cas == o.cas && reflect.DeepEqual(cc.opts, o.opts)
 }
 
 // Config is the configuration for a server, whose host is used where no

@@ -184,6 +184,32 @@ func TestPrepareClientReportsAllErrors(t *testing.T) {
 	}
 }
 
+// A reload goes on with what is the same, and only with that: what ca_file says
+// counts, not its name.
+func TestClientContextsAreKept(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	cert, key := l.clients.Client(t, "proxy").Write(t, l.dir, "proxy")
+	o := ClientOptions{CAFile: l.servers.Write(t, l.dir, "servers"), CertFile: cert, KeyFile: key}
+	first := l.upstream(t, o)
+	l.clients.Client(t, "proxy").Write(t, l.dir, "proxy")
+	if !first.Same(l.upstream(t, o)) {
+		t.Error("a renewed client certificate is no other policy")
+	}
+	for name, change := range map[string]func(o *ClientOptions){
+		"ca_file":  func(*ClientOptions) { testcert.NewCA(t, "servers").Write(t, l.dir, "servers") },
+		"insecure": func(o *ClientOptions) { o.Insecure = true },
+		"ALPN":     func(o *ClientOptions) { o.ALPN = []string{"h2"} },
+	} {
+		l.servers.Write(t, l.dir, "servers")
+		o := o
+		change(&o)
+		if first.Same(l.upstream(t, o)) {
+			t.Errorf("%s: the same", name)
+		}
+	}
+}
+
 // A configuration is made once for each server, whoever asks; their number is
 // bounded, since servers come and go.
 func TestClientConfigsAreKept(t *testing.T) {
@@ -202,7 +228,7 @@ func TestClientConfigsAreKept(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if cc.Config("a.example.com") != cc.Config("a.example.com") {
+	if first := cc.Config("a.example.com"); first != cc.Config("a.example.com") {
 		t.Error("made anew")
 	}
 	n := 0

@@ -49,19 +49,7 @@ func newClientAuth(o *ClientAuthOptions) (*clientAuth, error) {
 	if a.cas, err = loadAuthorities(o.CAFile); err != nil {
 		return nil, fmt.Errorf("client_auth: ca_file: %w", err)
 	}
-	a.pool = x509.NewCertPool()
-	sums := make([]string, 0, len(a.cas))
-	for _, ca := range a.cas {
-		a.pool.AddCert(ca)
-		sum := sha256.Sum256(ca.Raw)
-		sums = append(sums, string(sum[:]))
-	}
-	slices.Sort(sums)
-	h := sha256.New()
-	for _, s := range slices.Compact(sums) {
-		h.Write([]byte(s))
-	}
-	h.Sum(a.sum[:0])
+	a.pool, a.sum = poolOf(a.cas)
 	if o.CRLFile != "" {
 		a.crlFile = o.CRLFile
 		lists, err := loadRevocations(o.CRLFile, a.cas, nil)
@@ -99,6 +87,24 @@ func loadAuthorities(file string) ([]*x509.Certificate, error) {
 		return nil, fmt.Errorf("%s: no certificate in it; expected PEM blocks CERTIFICATE", file)
 	}
 	return cas, nil
+}
+
+// poolOf makes a pool of certificates, and a hash of what is in it.
+func poolOf(cas []*x509.Certificate) (pool *x509.CertPool, sum [sha256.Size]byte) {
+	pool = x509.NewCertPool()
+	sums := make([]string, 0, len(cas))
+	for _, ca := range cas {
+		pool.AddCert(ca)
+		one := sha256.Sum256(ca.Raw)
+		sums = append(sums, string(one[:]))
+	}
+	slices.Sort(sums)
+	h := sha256.New()
+	for _, one := range slices.Compact(sums) {
+		h.Write([]byte(one))
+	}
+	h.Sum(sum[:0])
+	return pool, sum
 }
 
 // verify is tls.Config.VerifyConnection: it runs in full and in resumed

@@ -106,6 +106,9 @@ func (r *revocations) add(der []byte, cas []*x509.Certificate) error {
 	if err != nil {
 		return err
 	}
+	if len(list.Raw) != len(der) {
+		return fmt.Errorf("%d bytes behind its end; write the file anew", len(der)-len(list.Raw))
+	}
 	issuer := list.Issuer.String()
 	// A list with a critical extension that is not understood, a part of a
 	// list or a delta, must not be used (RFC 5280, section 5.2).

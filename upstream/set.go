@@ -65,21 +65,24 @@ func Prepare(env *Env, old *Set, opts []Options) (*Set, error) {
 		if old != nil {
 			before = old.groups[o.Name]
 		}
-		if before != nil && reflect.DeepEqual(before.opts, o) {
+		// Read at each reload: what a file says may have changed, or be wrong.
+		var tls *tlsterm.ClientContext
+		if o.TLS != nil {
+			var err error
+			if tls, err = tlsterm.PrepareClient(o.Name, o.TLS, env.TLS); err != nil {
+				errs = append(errs, err)
+				continue
+			}
+			if before != nil && before.tls != nil && before.tls.Same(tls) {
+				tls = before.tls
+			}
+		}
+		if before != nil && before.tls == tls && reflect.DeepEqual(before.opts, o) {
 			s.add(before)
 			continue
 		}
 		g := newGroup(env, o, before)
-		if o.TLS != nil {
-			if before != nil && reflect.DeepEqual(before.opts.TLS, o.TLS) {
-				g.tls = before.tls
-			} else if c, err := tlsterm.PrepareClient(o.Name, o.TLS, env.TLS); err != nil {
-				errs = append(errs, err)
-				continue
-			} else {
-				g.tls = c
-			}
-		}
+		g.tls = tls
 		for _, m := range g.members {
 			if m.endpoint.Load() == nil {
 				unresolved = append(unresolved, m.Server)
