@@ -249,7 +249,11 @@ func parseChain(file string, data []byte) ([]*x509.Certificate, error) {
 		if len(chain) == 100 {
 			return nil, fmt.Errorf("%s: more than 100 certificates; expected one and those that issued it", file)
 		}
-		cert, err := x509.ParseCertificate(block.Bytes)
+		parse := x509.ParseCertificate
+		if len(chain) > 0 {
+			parse = parseIssuer
+		}
+		cert, err := parse(block.Bytes)
 		if err != nil {
 			return nil, fmt.Errorf("%s: certificate %d: %s; is it complete?", file, len(chain)+1, bounded(err))
 		}

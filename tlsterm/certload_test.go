@@ -12,6 +12,7 @@ import (
 	"encoding/pem"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -173,6 +174,24 @@ func TestNamesOfCertificates(t *testing.T) {
 	if got := namesOf(&leaf); !slices.Equal(got, []string{"cn.test"}) {
 		t.Errorf("without alternative names: %q", got)
 	}
+}
+
+func TestIssuersAreSharedWhileInUse(t *testing.T) {
+	t.Parallel()
+	ca := testcert.NewCA(t, "root").Intermediate(t, "ca")
+	a, err := parseIssuer(ca.Cert.Raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := parseIssuer(slices.Clone(ca.Cert.Raw)); err != nil || a != b {
+		t.Errorf("parsed twice (%v)", err)
+	}
+	runtime.KeepAlive(a)
+	until(t, 10*time.Second, "an issuer of nobody is forgotten", func() bool {
+		runtime.GC()
+		_, ok := issuers.Load(string(ca.Cert.Raw))
+		return !ok
+	})
 }
 
 // Lesson Go CVE-2026-27138, CVE-2025-61729, CVE-2024-24783: hostile

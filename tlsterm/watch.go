@@ -79,7 +79,7 @@ func (s *certStore) watch() {
 		// A store so large that a scan takes long is not to fill a CPU with scans.
 		took := time.Since(began)
 		pause = max(debounce, 2*took)
-		slow.Reset(max(sweep, 20*took))
+		slow.Reset(max(sweep, 50*took))
 	}
 }
 
