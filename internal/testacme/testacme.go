@@ -106,7 +106,7 @@ func (a *Authority) Forget() {
 	profiles := map[string]ca.Profile{"default": {Description: "default", ValidityPeriod: uint64(a.options.Validity / time.Second)}}
 	authority := ca.New(a.log, memory, "", "ecdsa", 0, 1, profiles)
 	validator := va.New(a.log, a.options.HTTPPort, a.options.TLSPort, true, a.resolver, memory)
-	front := wfe.New(a.log, memory, validator, authority, []string{"pebble.test"}, true, false, 0, 1)
+	front := wfe.New(a.log, memory, validator, authority, []string{"pebble.test"}, true, false, 0, 0)
 	a.pebble.Store(&pebble{authority, front.Handler()})
 }
 

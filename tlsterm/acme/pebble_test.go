@@ -3,12 +3,14 @@ package acme
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"flag"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"os"
 	"strconv"
 	"sync/atomic"
 	"testing"
@@ -19,6 +21,18 @@ import (
 	"edgeproxy/internal/testacme"
 	"edgeproxy/internal/testcert"
 )
+
+// Most of these tests wait for the authority rather than compute, so more of
+// them than there are CPUs run side by side, unless the caller chose.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	chosen := false
+	flag.Visit(func(f *flag.Flag) { chosen = chosen || f.Name == "test.parallel" })
+	if !chosen {
+		flag.Set("test.parallel", "10")
+	}
+	os.Exit(m.Run())
+}
 
 // patience bounds every wait; it matters only when something is wrong.
 const patience = 30 * time.Second
@@ -220,7 +234,7 @@ func TestOneOfTwoChallenges(t *testing.T) {
 	e.awaitIssued(ca, "both.test")
 }
 
-// Certificates are replaced in time, and some certificate is shown throughout.
+// Certificates are replaced when they are due, without a reload.
 func TestRenewal(t *testing.T) {
 	t.Parallel()
 	e := newEdge(t)
