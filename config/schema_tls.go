@@ -152,7 +152,7 @@ var acmeBlock = &block{
 		},
 		{
 			name: "http_address", def: "http-01 is not offered", example: `"127.0.0.1:8402"`,
-			doc:     "Where http-01 challenges are answered while there are any. The authority asks at port 80: listen there, or have a route send `/.well-known/acme-challenge/` here.",
+			doc:     "Where http-01 challenges are answered; everything else gets 404. The authority asks at port 80: listen there, or have a route send `/.well-known/acme-challenge/` here.",
 			binding: to(tcpAddress(), func(a *acmeNode) *string { return &a.opts.HTTPAddress }),
 		},
 		{

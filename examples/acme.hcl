@@ -32,5 +32,5 @@ upstream "web" {
 }
 
 upstream "challenges" {
-  server "self" { address = "127.0.0.1:8402" } # edgeproxy, while there are challenges
+  server "self" { address = "127.0.0.1:8402" } # edgeproxy
 }

@@ -40,8 +40,8 @@ type ACMEOptions struct {
 	Directory string // URL; "": Let's Encrypt production
 	Storage   string // folder for account and certificates; "": DefaultACMEStorage
 	CAFile    string // PEM: roots to trust the directory by; "": the system's
-	// HTTPAddress is where http-01 challenges are answered while there are
-	// any (RFC 8555, section 8.3); "": http-01 is not offered.
+	// HTTPAddress is where http-01 challenges are answered (RFC 8555, section
+	// 8.3); "": http-01 is not offered.
 	HTTPAddress string
 	NoTLSALPN   bool // do not answer tls-alpn-01 (RFC 8737)
 }
