@@ -5,17 +5,15 @@ import (
 	"strings"
 )
 
-// nameIndex finds the entries that ask for a host name: those of the name itself,
-// and those of "*." and each of its parents. What it costs depends on the
-// labels of the name, not on the number of entries.
+// nameIndex finds the entries that ask for a host name: those of the name
+// itself, and those of "*." and each of its parents. What it costs depends on
+// the labels of the name, not on the number of entries.
 type nameIndex struct {
-	exact, below map[string]span // below: without the "*."
-	depth        int             // labels that the longest name in below has
-	entries      []int32         // indices into table.entries, ascending in each span
+	exact, below map[string]uint32 // numbers of lists; below: without the "*."
+	depth        int               // labels that the longest name in below has
+	ends         []uint32          // where in entries each list ends, and the next one begins
+	entries      []int32           // indices into table.entries, ascending in each list
 }
-
-// span is a part of nameIndex.entries.
-type span struct{ from, to uint32 }
 
 // named is an entry's wish while an index is built.
 type named struct {
@@ -35,66 +33,58 @@ func newNameIndex(wishes []named) *nameIndex {
 		}
 	}
 	x := &nameIndex{
-		exact:   make(map[string]span, len(wishes)-wild),
-		below:   make(map[string]span, wild),
+		exact:   make(map[string]uint32, len(wishes)-wild),
+		below:   make(map[string]uint32, wild),
+		ends:    make([]uint32, 0, len(wishes)),
 		entries: make([]int32, len(wishes)),
 	}
-	// Count, lay out, fill: three passes instead of a slice for each name.
-	of := func(pattern string) (map[string]span, string) {
-		if parent, ok := strings.CutPrefix(pattern, "*."); ok {
-			return x.below, parent
+	// Count, lay out, fill: one array instead of a slice for each name.
+	lists := make([]uint32, len(wishes))
+	for i, w := range wishes {
+		m, name := x.exact, w.pattern
+		if parent, ok := strings.CutPrefix(name, "*."); ok {
+			m, name = x.below, parent
+			x.depth = max(x.depth, strings.Count(parent, ".")+1)
 		}
-		return x.exact, pattern
-	}
-	for _, w := range wishes {
-		m, name := of(w.pattern)
-		s := m[name]
-		s.to++
-		m[name] = s
+		n, ok := m[name]
+		if !ok {
+			n = uint32(len(x.ends))
+			m[name] = n
+			x.ends = append(x.ends, 0)
+		}
+		lists[i] = n
+		x.ends[n]++
 	}
 	var next uint32
-	for _, w := range wishes {
-		m, name := of(w.pattern)
-		s := m[name]
-		if s.to&filling == 0 {
-			count := s.to
-			s = span{next, next | filling}
-			next += count
-		}
-		x.entries[s.to&^filling] = w.entry
-		s.to++
-		m[name] = s
+	for i, n := range x.ends {
+		x.ends[i] = next // where it begins; filling moves that to its end
+		next += n
 	}
-	for _, m := range []map[string]span{x.exact, x.below} {
-		for name, s := range m {
-			s.to &^= filling
-			m[name] = s
-		}
-	}
-	for parent := range x.below {
-		x.depth = max(x.depth, strings.Count(parent, ".")+1)
+	for i, n := range lists {
+		x.entries[x.ends[n]] = wishes[i].entry
+		x.ends[n]++
 	}
 	return x
 }
 
-// filling marks a span whose place is known, and which ends where the next
-// entry goes.
-const filling = 1 << 31
+func (x *nameIndex) list(n uint32) []int32 {
+	if n == 0 {
+		return x.entries[:x.ends[0]]
+	}
+	return x.entries[x.ends[n-1]:x.ends[n]]
+}
 
 // lookup calls f with the entries of the name and of each parent.
 func (x *nameIndex) lookup(name []byte, f func(list []int32)) {
-	if s, ok := x.exact[string(name)]; ok {
-		f(x.entries[s.from:s.to])
-	}
-	if x.depth == 0 {
-		return
+	if n, ok := x.exact[string(name)]; ok {
+		f(x.list(n))
 	}
 	for labels, end := 1, len(name); labels <= x.depth; labels++ {
 		if end = bytes.LastIndexByte(name[:end], '.'); end < 0 {
 			return
 		}
-		if s, ok := x.below[string(name[end+1:])]; ok {
-			f(x.entries[s.from:s.to])
+		if n, ok := x.below[string(name[end+1:])]; ok {
+			f(x.list(n))
 		}
 	}
 }

@@ -69,7 +69,19 @@ func newTable(o *Options, groups func(name string) *upstream.Group) *table {
 
 // index prepares what route and sniffs look at.
 func (t *table) index() {
-	var sni, host []named
+	var names, hosts, entries int
+	for i := range t.routes {
+		for j := range t.routes[i].opts.Match {
+			m := &t.routes[i].opts.Match[j]
+			names += len(m.SNI)
+			hosts += len(m.Host)
+			entries++
+		}
+	}
+	sni, host := make([]named, 0, names), make([]named, 0, hosts)
+	if names+hosts > 0 {
+		t.entries = make([]entry, 0, entries)
+	}
 	for i := range t.routes {
 		o := t.routes[i].opts
 		if len(o.Match) == 0 {
@@ -77,15 +89,16 @@ func (t *table) index() {
 		}
 		for j := range o.Match {
 			m := &o.Match[j]
-			r := entry{match: m, route: int32(i), alpn: t.alpn.add(m.ALPN)}
-			r.more = len(m.ALPN)+len(m.Path)+len(m.Protocol)+len(m.ClientName) > 0
+			e := entry{match: m, route: int32(i), alpn: t.alpn.add(m.ALPN)}
+			e.where = len(m.Source)+len(m.Port) > 0
+			e.more = len(m.ALPN)+len(m.Path)+len(m.Protocol)+len(m.ClientName) > 0
 			t.reverify = t.reverify || len(m.ClientName) > 0
 			if len(m.SNI)+len(m.Host) == 0 {
-				t.nameless = append(t.nameless, r)
+				t.nameless = append(t.nameless, e)
 				continue
 			}
 			n := int32(len(t.entries))
-			t.entries = append(t.entries, r)
+			t.entries = append(t.entries, e)
 			switch {
 			case len(m.Host) == 0:
 				for _, name := range m.SNI {
@@ -199,42 +212,50 @@ func (t *table) proxied(source netip.Addr) bool { return contains(t.opts.AcceptP
 // It is what trying the routes one by one would find. Rules with names are
 // looked up, the others tried in order; the smallest number of all wins.
 func (t *table) route(f *facts) int {
-	var offered uint64
-	best := int32(len(t.routes))
+	none := int32(len(t.routes))
+	best, offered := none, uint64(0)
 	if f.info != nil {
 		offered = t.alpn.offered(f.info)
-		try := func(list []int32) {
-			for _, i := range list {
-				r := &t.entries[i]
-				if r.route >= best {
-					return
-				}
-				if t.matches(r, f, offered) {
-					best = r.route
-					return
-				}
-			}
-		}
-		if t.sni != nil && len(f.info.ServerName) > 0 {
-			t.sni.lookup(f.info.ServerName, try)
-		}
-		if t.host != nil && len(f.info.Host) > 0 {
-			t.host.lookup(f.info.Host, try)
-		}
+		best = t.routeByName(f, offered)
 	}
 	for i := range t.nameless {
-		r := &t.nameless[i]
-		if r.route >= best {
+		e := &t.nameless[i]
+		if e.route >= best {
 			break
 		}
-		if t.matches(r, f, offered) {
-			return int(r.route)
+		if t.matches(e, f, offered) {
+			return int(e.route)
 		}
 	}
-	if best == int32(len(t.routes)) {
+	if best == none {
 		return -1
 	}
 	return int(best)
+}
+
+// routeByName returns the first route with names that matches, the number of
+// all routes if none does.
+func (t *table) routeByName(f *facts, offered uint64) int32 {
+	best := int32(len(t.routes))
+	try := func(list []int32) {
+		for _, i := range list {
+			e := &t.entries[i]
+			if e.route >= best {
+				return
+			}
+			if t.matches(e, f, offered) {
+				best = e.route
+				return
+			}
+		}
+	}
+	if t.sni != nil && len(f.info.ServerName) > 0 {
+		t.sni.lookup(f.info.ServerName, try)
+	}
+	if t.host != nil && len(f.info.Host) > 0 {
+		t.host.lookup(f.info.Host, try)
+	}
+	return best
 }
 
 // sniffs returns what the first bytes of a session must be searched for before
