@@ -134,7 +134,7 @@ func TestMemory(t *testing.T) {
 	if n := unsafe.Sizeof(Conn{}); n > 288 {
 		t.Errorf("a Conn has %d bytes, which take more than the 288 of their size class", n)
 	}
-	const sessions = 10_000
+	const sessions = 2000
 	for _, k := range few() {
 		all := make([]*Conn, sessions)
 		before := heap()

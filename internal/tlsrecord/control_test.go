@@ -118,6 +118,7 @@ func TestHandshakeTypes(t *testing.T) {
 	t.Parallel()
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		for _, role := range roles() {
+			_, fresh := receiver(t, version, role)
 			for typ := range 256 {
 				var least, most int
 				alert, ok := uint8(AlertUnexpectedMessage), false
@@ -132,7 +133,7 @@ func TestHandshakeTypes(t *testing.T) {
 					alert = AlertNoRenegotiation
 				}
 				for _, n := range []int{0, 1, 2, minTicket - 1, minTicket, 1000, maxTicket, maxTicket + 1, 1<<24 - 1} {
-					_, c := receiver(t, version, role)
+					c := *fresh
 					_, err := c.Control(Handshake, []byte{byte(typ), byte(n >> 16), byte(n >> 8), byte(n)})
 					switch {
 					case !ok:
@@ -193,7 +194,7 @@ func TestSplitMessages(t *testing.T) {
 	feed(all)
 	for i := 1; i < len(all); i++ {
 		feed(all[:i], all[i:])
-		for j := i + 1; j < len(all); j += 13 {
+		for j := i + 1; j < len(all); j += 53 {
 			feed(all[:i], all[i:j], all[j:])
 		}
 	}

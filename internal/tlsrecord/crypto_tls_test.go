@@ -110,11 +110,14 @@ func TestKeyUpdatesAgainstCryptoTLS(t *testing.T) {
 	}
 }
 
-// crypto/tls understands each of our alerts.
+// crypto/tls understands our alerts.
 func TestAlertsToCryptoTLS(t *testing.T) {
 	t.Parallel()
 	for _, k := range []kind{few()[0], few()[3]} {
 		for alert := range 256 {
+			if AlertName(uint8(alert)) == "unassigned" && alert%32 != 5 {
+				continue // a handshake for each of 256 takes its time
+			}
 			ours, w, theirs := peer(t, k, Server)
 			w.Write(ours.AppendAlert(nil, uint8(alert)))
 			_, err := theirs.Read(make([]byte, 1))

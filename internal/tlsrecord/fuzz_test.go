@@ -104,6 +104,7 @@ func FuzzAgainstCryptoTLS(f *testing.F) {
 	f.Add([]byte{3, 2, 4, 1, 0, 0, 0, 0, 9})
 	f.Add([]byte{0, 3, 23, 200, 5, 3, 23, 0, 0, 6, 0, 200})
 	f.Add([]byte{4, 7, 0, 5, 8})
+	f.Add([]byte{9, 3, 22, 48}) // twelve HelloRequests
 	f.Add(append([]byte{0}, bytes.Repeat([]byte{0, 0}, 20)...))
 	f.Add(append([]byte{6}, bytes.Repeat([]byte{5, 3, 50}, 20)...))
 	f.Add(append([]byte{7}, bytes.Repeat([]byte{4, 1}, 20)...))
