@@ -39,6 +39,14 @@ func newContext(o Options, certs *certStore, keys *ticketKeys, auth *clientAuth)
 	if keys != nil {
 		sealer := newSealer(keys, c.scope())
 		t.WrapSession, t.UnwrapSession = sealer.wrap, sealer.unwrap
+		if o.StrictSNI {
+			t.UnwrapSession = func(ticket []byte, cs tls.ConnectionState) (*tls.SessionState, error) {
+				if !c.certs.index.Load().names(cs.ServerName) {
+					return nil, nil // which ends with unrecognized_name
+				}
+				return sealer.unwrap(ticket, cs)
+			}
+		}
 	} else {
 		t.SessionTicketsDisabled = true
 	}
@@ -108,6 +116,17 @@ func (c *Context) challengeCertificate(hello *tls.ClientHelloInfo) (*tls.Certifi
 		}
 	}
 	return nil, nil
+}
+
+// names reports whether there is a certificate for name. A resumed session is
+// not asked for one, and the one it began with may be gone.
+func (ix *certIndex) names(name string) bool {
+	name = normalName(name)
+	if len(ix.exact[name]) > 0 || ix.dynamicExact[name] != nil {
+		return true
+	}
+	suffix, ok := suffixOf(name)
+	return ok && (len(ix.wildcard[suffix]) > 0 || ix.dynamicWildcard[suffix] != nil)
 }
 
 func overlap(a, b []string) bool {

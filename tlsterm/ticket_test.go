@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -192,6 +193,41 @@ func TestResumptionVerifiesAgain(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// A name whose certificate was taken away is not served to those who have been
+// there before.
+func TestStrictSNIAppliesToResumption(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	certs := t.TempDir()
+	l.servers.Server(t, "a.example.com").Write(t, certs, "a")
+	l.servers.Server(t, "*.example.org").Write(t, certs, "b")
+	o := l.options()
+	o.StrictSNI, o.Certificates = true, []CertificateOptions{{Dir: certs}}
+	c := l.running(t, &Env{}, nil, o).Context("public")
+	clients := map[string]*tls.Config{}
+	for _, name := range []string{"a.example.com", "x.example.org"} {
+		client := l.client()
+		client.ServerName = name
+		mustMeet(t, c.Template(), client)
+		if o := mustMeet(t, c.Template(), client); !o.server.DidResume {
+			t.Errorf("%s: not resumed", name)
+		}
+		clients[name] = client
+	}
+	for _, name := range []string{"b.crt", "b.key"} {
+		if err := os.Remove(filepath.Join(certs, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "the certificate is gone", func() bool { return len(c.Certificates()) == 1 })
+	if o := meet(c.Template(), clients["x.example.org"]); alertOf(o) != "remote error: tls: unrecognized name" {
+		t.Errorf("the client saw %q", alertOf(o))
+	}
+	if o := mustMeet(t, c.Template(), clients["a.example.com"]); !o.server.DidResume {
+		t.Error("the other name is not resumed")
 	}
 }
 
