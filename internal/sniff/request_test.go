@@ -191,9 +191,14 @@ func TestHeadBound(t *testing.T) {
 		if need != 0 || whole.protocol != HTTP || whole.err != test.err {
 			t.Errorf("%.30q, %d bytes: %+v, %d needed", test.text, len(test.text), whole, need)
 		}
-		got, size, _, need := decide([]byte(test.text), test.want)
-		if got != whole || need != 0 || size > MaxHead {
-			t.Errorf("%.30q, %d bytes, byte by byte: %+v after %d bytes", test.text, len(test.text), got, size)
+		for n := range len(test.text) {
+			if n%97 != 0 && n < MaxHead-3 {
+				continue // each look is at all that came before
+			}
+			got, need := look([]byte(test.text[:n]), test.want)
+			if n < min(len(test.text), MaxHead) && need != n+1 || n >= MaxHead && got != whole {
+				t.Errorf("%.30q, %d of %d bytes: %+v, %d needed", test.text, n, len(test.text), got, need)
+			}
 		}
 	}
 }
