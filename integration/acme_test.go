@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/user"
 	"path/filepath"
 	"testing"
 	"time"
@@ -242,4 +243,66 @@ upstream "challenges" {
 	g.open(p.Addr("plain"))
 	awaitIssued(t, p, ca, p.Addr("edge"), "one.test")
 	awaitIssued(t, p, ca, p.Addr("edge"), "two.test")
+}
+
+// terminating is a configuration with one tls block and no certificate yet.
+func terminating(ca *testacme.Authority, storage, server string) string {
+	return fmt.Sprintf(`
+tls "public" {
+  certificate {
+    %s
+  }
+}
+listener "tcp" "edge" {
+  address  = "127.0.0.1:0"
+  tls      = tls.public
+  upstream = upstream.app
+}
+upstream "app" {
+  server "a" { address = %q }
+}
+`, acmeBlock(ca, storage, ""), server)
+}
+
+// An order that is under way holds up no end, and leaves no lock to whoever
+// comes next.
+func TestACMEOrderCutShort(t *testing.T) {
+	t.Parallel()
+	storage := filepath.Join(shortTempDir(t), "acme")
+	g := newGate(t)
+	ca := testacme.Start(t, testacme.Options{TLSPort: g.port})
+	s := Serve(t, echo)
+	p := Start(t, terminating(ca, storage, s.Addr()))
+	eventually(t, func() bool { all, _ := ca.Orders(); return all > 0 }, func() string { return "an order\n" + p.Log() })
+	began := time.Now()
+	p.Term()
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("the end took %v", took)
+	}
+	p = Start(t, terminating(ca, storage, s.Addr()))
+	g.open(p.Addr("edge"))
+	awaitIssued(t, p, ca, p.Addr("edge"), "one.test")
+}
+
+// The folder belongs to whom the process becomes, or nothing is ever renewed.
+func TestACMEAsAnotherUser(t *testing.T) {
+	t.Parallel()
+	who, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := who.Username
+	if os.Geteuid() == 0 {
+		name = "nobody"
+	}
+	dir := shortTempDir(t)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	g := newGate(t)
+	ca := testacme.Start(t, testacme.Options{TLSPort: g.port})
+	s := Serve(t, echo)
+	p := Start(t, terminating(ca, filepath.Join(dir, "acme"), s.Addr()), WithProcess(fmt.Sprintf("user = %q", name)))
+	g.open(p.Addr("edge"))
+	awaitIssued(t, p, ca, p.Addr("edge"), "one.test")
 }

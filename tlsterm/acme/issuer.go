@@ -54,7 +54,7 @@ func newIssuer(k *keeper, roots *x509.CertPool) *issuer {
 				TLSClientConfig:       &tls.Config{RootCAs: roots},
 				TLSHandshakeTimeout:   10 * time.Second,
 				ResponseHeaderTimeout: 30 * time.Second,
-				IdleConnTimeout:       30 * time.Second,
+				IdleConnTimeout:       3 * time.Second, // orders are weeks apart
 				ForceAttemptHTTP2:     true,
 			},
 		},
@@ -105,7 +105,6 @@ func (i *issuer) Issue(ctx context.Context, csr *x509.CertificateRequest) (*cert
 		return nil, context.Canceled
 	}
 	defer done()
-	defer i.http.CloseIdleConnections() // orders are weeks apart
 
 	account, err := i.useAccount(ctx)
 	if err != nil {
@@ -179,7 +178,6 @@ func (i *issuer) GetRenewalInfo(ctx context.Context, c certmagic.Certificate) (a
 		return acme.RenewalInfo{}, context.Canceled
 	}
 	defer done()
-	defer i.http.CloseIdleConnections()
 	return i.client().GetRenewalInfo(ctx, c.Leaf)
 }
 
