@@ -81,6 +81,7 @@ func (l *loader) checkBinder(ov *overlaps, at node, owner, attr, address string)
 
 func (l *loader) checkUpstream(n *upstreamNode) {
 	n.opts.Name = n.name
+	l.d.blocks["upstream."+n.name] = n.header
 	if len(n.servers) == 0 && !n.partial {
 		l.d.errorf(n.header, `Add one: server "a" { address = "10.0.0.1:8080" }`, "upstream %q has no server", n.name)
 	}

@@ -175,6 +175,8 @@ func issuedNames() codec[[]string] {
 				hint = "ACME certificates are for names here; get one for an address by another program and use dir."
 			case why == "has a port":
 				hint = ""
+			case strings.Contains(name, "_"):
+				why = "is not a host name" // authorities issue none for underscores (CA/B BR 7.1.4.2.1)
 			}
 			if why != "" {
 				v.fail(elem, hint, "%s %s", show(c), why)

@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -131,6 +132,134 @@ func TestJSON(t *testing.T) {
 	b, db := Load("../examples/minimal.hcl.json")
 	if da.HasErrors() || db.HasErrors() || !reflect.DeepEqual(a, b) {
 		t.Errorf("native %+v (%v), JSON %+v (%v)", a, da, b, db)
+	}
+}
+
+// TestJSONTLS: references, nested blocks and lists in JSON.
+func TestJSONTLS(t *testing.T) {
+	t.Parallel()
+	native := mustParse(t, `
+tls "a" {
+  certificate { cert_file = "a.crt" }
+  certificate {
+    acme { domains = ["example.com"] }
+  }
+  client_auth {
+    mode    = "require"
+    ca_file = "ca.pem"
+  }
+}
+listener "tcp" "l" {
+  address = ":443"
+  accept_proxy_protocol { from = "10.0.0.0/8" }
+  route "r" {
+    match { sni = ["a.example"] }
+    match { client_name = "b" }
+    tls      = tls.a
+    upstream = upstream.u
+  }
+}
+upstream "u" {
+  server "s" { address = "10.0.0.1:443" }
+  tls {}
+}`)
+	json, diags := Parse(File{Name: "test.hcl.json", Source: []byte(`{
+  "tls": {"a": {
+    "certificate": [{"cert_file": "a.crt"}, {"acme": {"domains": ["example.com"]}}],
+    "client_auth": {"mode": "require", "ca_file": "ca.pem"}
+  }},
+  "listener": {"tcp": {"l": {
+    "address": ":443",
+    "accept_proxy_protocol": {"from": "10.0.0.0/8"},
+    "route": {"r": {"match": [{"sni": ["a.example"]}, {"client_name": "b"}], "tls": "${tls.a}", "upstream": "${upstream.u}"}}
+  }}},
+  "upstream": {"u": {"server": {"s": {"address": "10.0.0.1:443"}}, "tls": {}}}
+}`)})
+	if diags.HasErrors() || !reflect.DeepEqual(native, json) {
+		t.Errorf("native %+v, JSON %+v (%v)", native, json, diags.Lines(0))
+	}
+}
+
+// TestDynamicTLS: tls blocks made by dynamic blocks can be referred to, by
+// computed names, too.
+func TestDynamicTLS(t *testing.T) {
+	t.Parallel()
+	cfg := mustParse(t, `
+locals {
+  sites   = { a = "a.example", b = "b.example" }
+  default = tls.a
+}
+dynamic "tls" {
+  for_each = local.sites
+  labels   = [tls.key]
+  content {
+    certificate { cert_file = "${tls.value}.pem" }
+  }
+}
+listener "tcp" "l" {
+  address = ":443"
+  dynamic "route" {
+    for_each = local.sites
+    labels   = [route.key]
+    content {
+      match { sni = [route.value] }
+      tls      = tls[route.key]
+      upstream = upstream.u
+    }
+  }
+  route "rest" {
+    tls      = local.default
+    upstream = upstream.u
+  }
+}
+upstream "u" {
+  server "s" { address = "10.0.0.1:443" }
+}`)
+	var got []string
+	for _, r := range cfg.Listeners[0].Routes {
+		got = append(got, r.Name+" "+r.TLS)
+	}
+	if want := []string{"a a", "b b", "rest a"}; !reflect.DeepEqual(got, want) || len(cfg.TLS) != 2 || cfg.TLS[1].Certificates[0].CertFile != "b.example.pem" {
+		t.Errorf("%q, %+v", got, cfg.TLS)
+	}
+}
+
+// TestAttach: what is found later is shown where the configuration names the
+// file, or the block.
+func TestAttach(t *testing.T) {
+	t.Parallel()
+	const src = `
+tls "a" {
+  certificate { cert_file = "certs/a.pem" }
+  certificate { cert_file = "certs/a.pem.new" }
+}
+listener "tcp" "l" {
+  address  = ":443"
+  tls      = tls.a
+  upstream = upstream.u
+}
+upstream "u" {
+  server "s" { address = "10.0.0.1:443" }
+  tls { ca_file = "ca.pem" }
+}`
+	_, diags := Parse(File{Name: "conf/test.hcl", Source: []byte(src)})
+	if diags.Err() != nil {
+		t.Fatal(diags)
+	}
+	diags.Attach("tls", "a", errors.New("no luck"))
+	diags.Attach("tls", "a", errors.New("open conf/certs/a.pem.new: permission denied"))
+	diags.Attach("tls", "a", errors.New("conf/certs/a.pem: expired"))
+	diags.Attach("upstream", "u", errors.New("sorry"))
+	diags.Attach("tls", "unknown", errors.New("odd"))
+	want := []string{
+		"configuration: error: odd",
+		"conf/test.hcl:2:1: error: no luck",
+		"conf/test.hcl:3:29: error: conf/certs/a.pem: expired",
+		"conf/test.hcl:4:29: error: open conf/certs/a.pem.new: permission denied",
+		"conf/test.hcl:11:1: error: sorry",
+	}
+	if got := diags.Lines(0); !reflect.DeepEqual(got, want) {
+		t.Errorf("got\n%s", strings.Join(got, "\n"))
 	}
 }
 

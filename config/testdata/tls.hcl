@@ -36,7 +36,7 @@ tls "acme" {
   }
   certificate {
     acme {
-      domains      = ["*.example.com", "192.0.2.1", "example.com:443", "exa mple.com", ""] # error: "*.example.com" is a wildcard Authorities issue those only for dns-01 # error: "192.0.2.1" is an IP address # error: "example.com:443" has a port # error: is not a host name # error: "" is empty
+      domains      = ["*.example.com", "192.0.2.1", "example.com:443", "exa mple.com", "", "a_b.example.com"] # error: "a_b.example.com" is not a host name # error: "*.example.com" is a wildcard Authorities issue those only for dns-01 # error: "192.0.2.1" is an IP address # error: "example.com:443" has a port # error: is not a host name # error: "" is empty
       http_address = "127.0.0.1" # error: has no port
     }
   }
