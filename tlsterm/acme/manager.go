@@ -142,7 +142,7 @@ func (s *Service) newKeeper(o Options, roots []byte) (*keeper, error) {
 	k.issuer = newIssuer(k, pool(roots))
 	// Whatever certmagic complains of, it tries again: none of it is an error
 	// that stops anything.
-	log := s.log.WithOptions(zap.IncreaseLevel(zapcore.WarnLevel), zap.WrapCore(atMostWarn))
+	log := s.log.WithOptions(zap.IncreaseLevel(zapcore.WarnLevel), zap.WrapCore(func(c zapcore.Core) zapcore.Core { return libraryLog{c, k.ctx} }))
 	k.cache = certmagic.NewCache(certmagic.CacheOptions{
 		GetConfigForCert:   func(certmagic.Certificate) (*certmagic.Config, error) { return k.config, nil },
 		RenewCheckInterval: s.renewEvery,
@@ -393,14 +393,19 @@ func (k *keeper) release() {
 	}
 }
 
-// atMostWarn makes warnings of errors.
-func atMostWarn(core zapcore.Core) zapcore.Core { return warnCore{core} }
+// libraryLog is what certmagic says: warnings at most, and nothing any more
+// once the end has been called for and orders fail because of it.
+type libraryLog struct {
+	zapcore.Core
+	ctx context.Context
+}
 
-type warnCore struct{ zapcore.Core }
+func (l libraryLog) With(f []zapcore.Field) zapcore.Core { return libraryLog{l.Core.With(f), l.ctx} }
 
-func (c warnCore) With(f []zapcore.Field) zapcore.Core { return warnCore{c.Core.With(f)} }
-
-func (c warnCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+func (l libraryLog) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	if l.ctx.Err() != nil {
+		return ce
+	}
 	e.Level = min(e.Level, zapcore.WarnLevel)
-	return c.Core.Check(e, ce)
+	return l.Core.Check(e, ce)
 }
