@@ -64,7 +64,9 @@ func (s *session) detail() *details {
 // secured notes what the client's handshake has agreed on.
 func (d *details) secured(h *tlsterm.Handshake) {
 	d.version, d.suite, d.identity, d.took = h.Version, h.Suite, h.Identity, h.Took
-	d.protocol = sniff.TLS
+	if d.protocol == sniff.Unknown {
+		d.protocol = sniff.TLS
+	}
 	if h.ServerName != "" && d.sni == "" {
 		d.sni = intern(h.ServerName)
 	}

@@ -300,6 +300,7 @@ func (s *session) terminate(c *tlsterm.Context, f *facts, seen int) {
 		o.Skip, o.Preface = size, []byte{'S'}
 	}
 	if in := f.info; in != nil && t.reverify {
+		o.hello.Protocol = in.Protocol
 		o.hello.ServerName, o.hello.ALPN = bytes.Clone(in.ServerName), bytes.Clone(in.ALPN)
 	}
 	ln.handshakes.Add(1)
@@ -342,9 +343,7 @@ func (o *handshaking) finish() {
 		return
 	}
 	if s.table.reverify {
-		in := o.hello
-		in.Protocol = sniff.TLS
-		s.choose(&facts{source: s.source.Addr(), port: s.localPort(), info: &in, tls: o.Context.Name(), names: o.Identity.Names()}, 0)
+		s.choose(&facts{source: s.source.Addr(), port: s.localPort(), info: &o.hello, tls: o.Context.Name(), names: o.Identity.Names()}, 0)
 		return
 	}
 	s.dialOut(&s.table.routes[s.routeNo])
