@@ -34,9 +34,7 @@ func (r *Relay) copy(src, dst *side, want int) int {
 		return 0
 	}
 	if n < want {
-		// Edge-triggered: what comes after a short read is a new edge. Unless
-		// the edge of a FIN or an error has been and gone.
-		if src.state&hurry == 0 {
+		if src.emptied() {
 			src.state &^= readable
 		}
 		src.runs = 0
@@ -46,7 +44,7 @@ func (r *Relay) copy(src, dst *side, want int) int {
 			src.runs = 0
 		}
 	}
-	if dst.state&broken != 0 {
+	if !r.opened(src, dst, n) || dst.state&broken != 0 {
 		return n // thrown away, see writeFailed
 	}
 	flags := 0

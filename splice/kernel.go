@@ -23,6 +23,24 @@ func (s *side) userTLS() bool { return s.tls != nil && !s.tls.kernel }
 // kernelTLS reports whether they are by the kernel.
 func (s *side) kernelTLS() bool { return s.tls != nil && s.tls.kernel }
 
+// emptied reports whether a read of s that brought less than it had room for
+// has emptied the socket: what comes after it is a new edge, unless the edge
+// of a FIN or an error has been and gone, or the kernel's TLS has stopped at a
+// record of another type.
+func (s *side) emptied() bool { return s.state&hurry == 0 && !s.kernelTLS() }
+
+// opened tells the record layer of n bytes of src that the kernel has opened.
+// It reports false if they are not allowed there.
+func (r *Relay) opened(src, dst *side, n int) bool {
+	if !src.kernelTLS() {
+		return true
+	}
+	if src.tls.err = src.tls.conn.Data(n); src.tls.err != nil {
+		r.alert(src, dst)
+	}
+	return src.tls.err == nil
+}
+
 // odd reports whether a plain read or a splice of src, which returned n and
 // errno, needs kernelRead to tell what is next.
 func (s *side) odd(n int, errno unix.Errno) bool {
@@ -35,8 +53,11 @@ func (r *Relay) kernelRead(src, dst *side, errno unix.Errno) int {
 	l := src.tls
 	var n int
 	var typ byte
-	if errno == 0 || errno == unix.EIO || errno == unix.EINVAL {
+	if was := errno; errno == 0 || errno == unix.EIO || errno == unix.EINVAL {
 		n, typ, errno = ktls.Recv(int(src.fd), r.engine.buf)
+		if was == unix.EINVAL && errno == unix.EAGAIN {
+			errno = was // it was about a header, and told only once
+		}
 	}
 	switch {
 	case errno == unix.EAGAIN:
@@ -48,6 +69,8 @@ func (r *Relay) kernelRead(src, dst *side, errno unix.Errno) int {
 		l.err = &tlsrecord.AlertError{Alert: tlsrecord.AlertBadRecordMAC, Reason: "bad record MAC"}
 	case errno == unix.EMSGSIZE:
 		l.err = &tlsrecord.AlertError{Alert: tlsrecord.AlertRecordOverflow, Reason: "record too long"}
+	case errno == unix.EKEYEXPIRED:
+		l.err = &tlsrecord.AlertError{Alert: tlsrecord.AlertUnexpectedMessage, Reason: "KeyUpdate in more than one record"}
 	case errno == unix.EINVAL:
 		l.err = &tlsrecord.AlertError{Alert: tlsrecord.AlertProtocolVersion, Reason: "record of another version, or no record"}
 	case errno != 0:
@@ -118,6 +141,9 @@ var keyUpdate = [...]byte{24, 0, 0, 1, 0}
 // kernelAlert sends an alert to s. It reports false if the socket does not
 // take it now.
 func kernelAlert(s *side, alert uint8) bool {
+	if tlsrecord.AlertLevel(alert) == 2 {
+		return ktls.Fatal(int(s.fd), alert) != unix.EAGAIN
+	}
 	msg := [...]byte{tlsrecord.AlertLevel(alert), alert}
 	return ktls.Send(int(s.fd), ktls.Alert, msg[:]) != unix.EAGAIN
 }

@@ -253,7 +253,7 @@ func (r *Relay) seal(src, dst *side, want int) int {
 	}
 	flags := 0
 	if n < len(room) {
-		if src.state&hurry == 0 {
+		if src.emptied() {
 			src.state &^= readable
 		}
 		if src.state&fin != 0 {
@@ -262,7 +262,7 @@ func (r *Relay) seal(src, dst *side, want int) int {
 	} else if src.runs >= smallRecords && n == tlsrecord.MaxPlaintext {
 		src.state |= splicing
 	}
-	if dst.state&broken == 0 {
+	if r.opened(src, dst, n) && dst.state&broken == 0 {
 		r.sealFrom(src, dst, room[:n], flags)
 	}
 	return n
@@ -327,14 +327,14 @@ func (r *Relay) sealBulk(src, dst *side, want int) int {
 		src.state = src.state&^readable | eof
 		return 0
 	}
-	if n < want && src.state&hurry == 0 {
+	if n < want && src.emptied() {
 		src.state &^= readable
 	}
 	if n < tlsrecord.MaxPlaintext {
 		src.state &^= splicing // little by little again
 		src.runs = smallRecords
 	}
-	if dst.state&broken != 0 {
+	if !r.opened(src, dst, n) || dst.state&broken != 0 {
 		return n
 	}
 	r.warm(dst.tls)

@@ -57,7 +57,9 @@ func (r *Relay) splice(src, dst *side, want int) int {
 	}
 	p.n = n
 	src.pipe = p
-	r.drain(src, dst)
+	if r.opened(src, dst, n) {
+		r.drain(src, dst)
+	}
 	return n
 }
 
