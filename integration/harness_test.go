@@ -98,6 +98,10 @@ func Start(t testing.TB, body string, options ...Option) *Proxy {
 	for _, o := range options {
 		o(&s)
 	}
+	// The virtual machines of .ci/vm run the same tests with the kernel's TLS.
+	if mode := os.Getenv("EDGEPROXY_KERNEL_TLS"); mode != "" && !strings.Contains(s.process, "kernel_tls") {
+		s.process += fmt.Sprintf("\n  kernel_tls = %q", mode)
+	}
 	p := &Proxy{t: t, dir: shortTempDir(t), exited: make(chan struct{})}
 	p.file = filepath.Join(p.dir, "edge.hcl")
 	p.head = fmt.Sprintf(`process {
