@@ -235,6 +235,7 @@ func TestStapleOutlivesReload(t *testing.T) {
 		if !next.scan(everything, time.Now()) {
 			t.Fatal("the rewritten pair was not read")
 		}
+		next.stapling.changed()
 		if got := shown(t, next); !bytes.Equal(got, want) {
 			t.Error("a rewritten pair lost the staple")
 		}
