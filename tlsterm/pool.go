@@ -23,7 +23,7 @@ const maxActive = 4096
 //	               └──▶ done
 type Pool struct {
 	workers []*worker
-	next    atomic.Uint32
+	next    atomic.Uint64
 	wg      sync.WaitGroup
 }
 
@@ -71,9 +71,12 @@ func (p *Pool) Close() {
 // Start begins a handshake. The caller watches h's socket and calls
 // [Handshake.Wake] whenever it may have become ready.
 func (p *Pool) Start(h *Handshake) {
-	h.worker = p.workers[p.next.Add(1)%uint32(len(p.workers))]
+	h.worker = p.workers[p.next.Add(1)%uint64(len(p.workers))]
 	h.Wake()
 }
+
+// Handshakes is how many have been started.
+func (p *Pool) Handshakes() uint64 { return p.next.Load() }
 
 func (w *worker) push(h *Handshake) {
 	w.mu.Lock()

@@ -50,6 +50,7 @@ type daemon struct {
 	limits     descriptors
 	removePID  func()
 	watchdog   func() // stops it
+	memory     func() // likewise
 
 	reloading sync.Mutex                    // held by whoever changes the configuration
 	state     atomic.Uint32                 // admin.Phase
@@ -64,7 +65,7 @@ type daemon struct {
 
 // newDaemon opens the logs.
 func newDaemon(o daemonOptions, cfg *config.Config) (*daemon, error) {
-	d := &daemon{opts: o, removePID: func() {}, watchdog: func() {}}
+	d := &daemon{opts: o, removePID: func() {}, watchdog: func() {}, memory: func() {}}
 	var err error
 	if d.logger, err = logging.New(d.logOptions(cfg)); err != nil {
 		return nil, err
@@ -115,6 +116,7 @@ func (d *daemon) start(cfg *config.Config) (err error) {
 	}
 	d.checks = health.NewScheduler()
 	d.handshakes = tlsterm.NewPool(workers, d.kernelTLS(cfg))
+	d.memory = keepMemory(d.handshakes)
 	events := tlsEvents{d.log}
 	d.tlsEnv = &tlsterm.Env{Events: events, ACME: acme.NewService(d.log)}
 	d.upEnv = &upstream.Env{Loops: workers, Checks: d.checks, Events: d, TLS: events}
@@ -189,6 +191,7 @@ func (d *daemon) startLoops(n int, pin bool) error {
 // close takes down whatever start has brought up.
 func (d *daemon) close() error {
 	d.watchdog()
+	d.memory()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	d.admin.Close(ctx)
