@@ -10,22 +10,25 @@ import (
 
 // acmeSource makes what newCertStore asks for a `certificate { acme { … } }`.
 func (e *Env) acmeSource(_ string, o *ACMEOptions) (dynamicCerts, error) {
-	if e == nil || e.ACME == nil {
-		return nil, errors.New("certificates by ACME are not possible here")
-	}
-	storage := o.Storage
-	if storage == "" {
-		storage = DefaultACMEStorage
-	}
-	m, err := e.ACME.New(acme.Options{
+	opts := acme.Options{
 		Domains:     o.Domains,
 		Email:       o.Email,
 		Directory:   o.Directory,
-		Storage:     storage,
+		Storage:     o.Storage,
 		CAFile:      o.CAFile,
 		HTTPAddress: o.HTTPAddress,
 		NoTLSALPN:   o.NoTLSALPN,
-	})
+	}
+	if opts.Storage == "" {
+		opts.Storage = DefaultACMEStorage
+	}
+	if e != nil && e.checking {
+		return newUnobtained(opts)
+	}
+	if e == nil || e.ACME == nil {
+		return nil, errors.New("certificates by ACME are not possible here")
+	}
+	m, err := e.ACME.New(opts)
 	if err != nil {
 		return nil, err
 	}

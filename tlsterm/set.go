@@ -35,8 +35,9 @@ type Events interface {
 
 // Env is what all `tls` blocks of the process share.
 type Env struct {
-	Events Events        // nil: nobody is told
-	ACME   *acme.Service // nil: ACME is an error
+	Events   Events        // nil: nobody is told
+	ACME     *acme.Service // nil: ACME is an error
+	checking bool          // only what files hold: nothing is obtained
 }
 
 // Set is all `tls` blocks of one configuration.

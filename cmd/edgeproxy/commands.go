@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"edgeproxy/config"
+	"edgeproxy/tlsterm"
 )
 
 // logLevels are those of log { level }.
@@ -42,18 +43,23 @@ accepting, wait for the live sessions and end (a second one: end now).`,
 
 func newCheckCommand() *cobra.Command {
 	var path string
+	var files bool
 	cmd := &cobra.Command{
 		Use:   "check -c FILE|DIR",
 		Short: "Check a configuration and print all its errors",
 		Long: `Check a configuration and print all its errors at once, each with the line it
-stands on. Nothing is opened or bound: a port in use shows only when the daemon
-starts or reloads.`,
+stands on. The files it names for TLS are read as well; --files=false leaves that
+out, for a machine that does not have them. Nothing is bound: a port in use shows
+only when the daemon starts or reloads.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := needConfig(cmd, path); err != nil {
 				return err
 			}
 			c, diags := config.Load(path)
+			if files && !diags.HasErrors() {
+				checkFiles(c, diags)
+			}
 			if err := printDiagnostics(cmd, diags); err != nil {
 				fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s\n", path, plural(diags.Errors(), "error"))
 				return err
@@ -63,7 +69,30 @@ starts or reloads.`,
 		},
 	}
 	configFlag(cmd, &path)
+	cmd.Flags().BoolVar(&files, "files", true, "read certificates, keys and whatever else the configuration names for TLS")
 	return cmd
+}
+
+// checkFiles reads what `tls` blocks name, and adds what is wrong with it.
+func checkFiles(c *config.Config, diags *config.Diagnostics) {
+	attach := func(block, name string, err error) {
+		if joined, ok := err.(interface{ Unwrap() []error }); ok {
+			for _, e := range joined.Unwrap() {
+				diags.Attach(block, name, e)
+			}
+		} else if err != nil {
+			diags.Attach(block, name, err)
+		}
+	}
+	for _, o := range c.TLS {
+		attach("tls", o.Name, tlsterm.Check(o))
+	}
+	for _, u := range c.Upstreams {
+		if u.TLS != nil {
+			_, err := tlsterm.PrepareClient(u.Name, u.TLS, nil)
+			attach("upstream", u.Name, err)
+		}
+	}
 }
 
 func configFlag(cmd *cobra.Command, path *string) {
