@@ -173,6 +173,13 @@ func (s *session) sniff() {
 	}
 	t := s.table
 	var in sniff.Info
+	if len(b) == 0 && t.terminates {
+		f := facts{source: s.source.Addr(), port: s.localPort(), info: &in}
+		if n := t.route(&f); n >= 0 && t.routes[n].tls != nil {
+			s.end(ClientClosed, nil) // without a word, as the checks of balancers do
+			return
+		}
+	}
 	if fin {
 		err = in.Final(b, s.want)
 	} else {

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
@@ -133,6 +134,9 @@ func (h *Handshake) toKernel() {
 // come from the peer.
 func (h *Handshake) fail(err error) {
 	const most = 300
+	if errors.Is(err, io.EOF) {
+		err = errors.New("the peer has closed the connection during the handshake")
+	}
 	if text := err.Error(); len(text) > most && !errors.Is(err, errCancelled) {
 		err = errors.New(text[:most] + "…")
 	}
