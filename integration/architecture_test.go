@@ -47,7 +47,7 @@ var testImports = map[string][]string{
 	"cmd/edgeproxy":      {"internal/testcert"},
 	"config":             {"internal/testcert"},
 	"health":             {"internal/testcert"},
-	"integration":        {"internal/testacme", "internal/testcert"},
+	"integration":        {"internal/testacme", "internal/testcert", "internal/tlsrecord"},
 	"internal/admin":     {"internal/testcert"},
 	"internal/ktls":      {"internal/testcert"},
 	"internal/sniff":     {"internal/testcert"},

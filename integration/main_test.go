@@ -4,7 +4,8 @@
 // After every test the harness asserts that the process left nothing behind.
 //
 // Nothing here imports the program's packages: what these tests know of it is
-// what stands in the documentation.
+// what stands in the documentation. The one exception is the record layer, with
+// which clients make records that no client should send.
 package integration
 
 import (

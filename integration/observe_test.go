@@ -136,10 +136,16 @@ type Entry struct {
 	Destination   string
 	ServerAddress string `json:"server_address"`
 	Protocol      string
-	BytesIn       int64   `json:"bytes_in"`
-	BytesOut      int64   `json:"bytes_out"`
-	DurationMS    float64 `json:"duration_ms"`
-	ConnectMS     float64 `json:"connect_ms"`
+	SNI           string
+	ALPN          string
+	TLSVersion    string   `json:"tls_version"`
+	TLSCipher     string   `json:"tls_cipher"`
+	TLSMS         *float64 `json:"tls_ms"`
+	ClientName    string   `json:"client_name"`
+	BytesIn       int64    `json:"bytes_in"`
+	BytesOut      int64    `json:"bytes_out"`
+	DurationMS    float64  `json:"duration_ms"`
+	ConnectMS     float64  `json:"connect_ms"`
 	Retries       int
 	End           string
 	Phase         string
