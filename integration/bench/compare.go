@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -24,6 +25,7 @@ type harness struct {
 	scenarios   []scenario
 	backend     *peer.Process
 	backendPort int
+	certificate *peer.Certificate
 	rates       map[string]float64 // of paced scenarios, set in the first round
 	descriptors int                // a process may have
 }
@@ -31,9 +33,11 @@ type harness struct {
 // proxy is a peer that runs.
 type proxy struct {
 	peer    *peer.Peer
+	setup   setup
 	process *peer.Process // nil: direct
 	listen  []string
 	bulk    string // where bulk scenarios connect to
+	named   string // the listener that routes by name; "": none
 	pids    []int
 	sockets int // when nothing was connected
 }
@@ -55,6 +59,9 @@ func compare(ctx context.Context, o options, peers []*peer.Peer, progress io.Wri
 		return nil, err
 	}
 	defer os.RemoveAll(h.dir)
+	if h.certificate, err = peer.NewCertificate(h.dir, traffic.ServerName); err != nil {
+		return nil, err
+	}
 	if err := h.startBackend(ctx); err != nil {
 		return nil, err
 	}
@@ -86,7 +93,7 @@ func (h *harness) startBackend(ctx context.Context) (err error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if err := h.backend.WaitReady(ctx, time.Millisecond, func() error { return ask(h.serverAddress(0)) }); err != nil {
+	if err := h.backend.WaitReady(ctx, time.Millisecond, func() error { return ask(h.serverAddress(0), traffic.Plain) }); err != nil {
 		h.backend.Stop()
 		return err
 	}
@@ -114,25 +121,57 @@ func (h *harness) serverAddress(i int) string {
 }
 
 // ask makes one request over a new connection.
-func ask(address string) error {
+func ask(address string, speech traffic.Speech) error {
 	c, err := net.DialTimeout("tcp", address, time.Second)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(5 * time.Second))
+	switch speech {
+	case traffic.TLS:
+		return traffic.Ask(tls.Client(c, traffic.ClientConfig()))
+	case traffic.Hello:
+		return traffic.AskWithHello(c)
+	}
 	return traffic.Ask(c)
 }
 
 func (h *harness) round(ctx context.Context, round int, peers []*peer.Peer, res *results, progress io.Writer) error {
 	proxies := make([]*proxy, len(peers))
-	defer func() {
-		for _, p := range proxies {
+	stopAll := func() {
+		for i, p := range proxies {
 			p.stop()
+			proxies[i] = nil
 		}
-	}()
+	}
+	defer stopAll()
+	setup := relaySetup
 	for si, s := range h.scenarios {
+		if s.rounds > 0 && round >= s.rounds {
+			continue
+		}
+		if s.setup != setup {
+			stopAll()
+			setup = s.setup
+		}
 		h.setRate(s, res)
+		record := func(p *peer.Peer, all []Measurement, err error) {
+			if err != nil {
+				all = []Measurement{{Scenario: s.Name, Error: err.Error()}}
+			}
+			for _, m := range all {
+				m.Round, m.Peer = round, p.Name
+				res.Measurements = append(res.Measurements, m)
+				fmt.Fprintf(progress, "round %d/%d  %-17s %-10s %s\n", round+1, h.Rounds, m.Scenario, p.Name, m.summary())
+			}
+		}
+		if s.quiet > 0 {
+			if err := h.measureQuiet(ctx, s, peers, record); err != nil {
+				return err
+			}
+			continue
+		}
 		for i := range peers {
 			at := (i + round + si) % len(peers)
 			p := peers[at]
@@ -141,23 +180,25 @@ func (h *harness) round(ctx context.Context, round int, peers []*peer.Peer, res 
 			}
 			if proxies[at] == nil && s.shared() {
 				var err error
-				if proxies[at], err = h.start(ctx, p, 1, 1); err != nil {
+				if proxies[at], err = h.start(ctx, p, s.setup, 1, 1); err != nil {
 					return err // a peer that does not even start: nothing to compare
 				}
 			}
-			m, err := h.measure(ctx, s, p, proxies[at])
+			all, err := h.measure(ctx, s, p, proxies[at])
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
-			m.Round, m.Scenario, m.Peer = round, s.Name, p.Name
 			if err != nil {
-				m.Error = err.Error()
+				select {
+				case <-h.backend.Exited():
+					return h.backend.Failure()
+				default:
+				}
 				// Whatever state it is in now: the next scenario gets a fresh one.
 				proxies[at].stop()
 				proxies[at] = nil
 			}
-			res.Measurements = append(res.Measurements, m)
-			fmt.Fprintf(progress, "round %d/%d  %-15s %-10s %s\n", round+1, h.Rounds, s.Name, p.Name, m.summary())
+			record(p, all, err)
 		}
 	}
 	return nil
@@ -165,7 +206,7 @@ func (h *harness) round(ctx context.Context, round int, peers []*peer.Peer, res 
 
 // shared says whether the scenario uses the proxy that runs through the round.
 func (s scenario) shared() bool {
-	return s.servers <= 1 && s.listeners <= 1
+	return s.servers <= 1 && s.listeners <= 1 && s.quiet == 0
 }
 
 // setRate fixes the rate of a paced scenario once the first round has the
@@ -184,11 +225,11 @@ func (h *harness) setRate(s scenario, res *results) {
 }
 
 // start runs a peer until it answers through its last listener.
-func (h *harness) start(ctx context.Context, p *peer.Peer, servers, listeners int) (*proxy, error) {
+func (h *harness) start(ctx context.Context, p *peer.Peer, setup setup, servers, listeners int) (*proxy, error) {
 	if p.Kind == peer.Direct {
 		return &proxy{peer: p, listen: []string{h.serverAddress(0)}, bulk: h.serverAddress(0)}, nil
 	}
-	x, config, err := h.prepare(p, servers, listeners)
+	x, config, err := h.prepare(p, setup, servers, listeners)
 	if err != nil {
 		return nil, err
 	}
@@ -212,8 +253,8 @@ func (h *harness) start(ctx context.Context, p *peer.Peer, servers, listeners in
 }
 
 // prepare writes a configuration with ports of its own.
-func (h *harness) prepare(p *peer.Peer, servers, listeners int) (*proxy, string, error) {
-	port, err := peer.FreePorts(listeners + 2)
+func (h *harness) prepare(p *peer.Peer, setup setup, servers, listeners int) (*proxy, string, error) {
+	port, err := peer.FreePorts(listeners + 3)
 	if err != nil {
 		return nil, "", err
 	}
@@ -223,6 +264,15 @@ func (h *harness) prepare(p *peer.Peer, servers, listeners int) (*proxy, string,
 		Bulk:        fmt.Sprintf("127.0.0.1:%d", port+listeners+1),
 		Descriptors: h.descriptors,
 		Sessions:    h.sessions(2),
+		Name:        traffic.ServerName,
+	}
+	bulkListener := p.Kind.BulkListener
+	switch setup {
+	case tlsSetup:
+		s.Certificate = h.certificate
+		bulkListener = p.Kind.TLSBulkListener
+	case nameSetup:
+		s.Named = fmt.Sprintf("127.0.0.1:%d", port+listeners+2)
 	}
 	for i := range listeners {
 		s.Listen = append(s.Listen, fmt.Sprintf("127.0.0.1:%d", port+i))
@@ -230,13 +280,13 @@ func (h *harness) prepare(p *peer.Peer, servers, listeners int) (*proxy, string,
 	for i := range servers {
 		s.Servers = append(s.Servers, h.serverAddress(i))
 	}
-	dir := filepath.Join(h.dir, fmt.Sprintf("%s-%d-%d", p.Name, servers, listeners))
+	dir := filepath.Join(h.dir, fmt.Sprintf("%s-%d-%d-%d", p.Name, setup, servers, listeners))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, "", err
 	}
 	config, err := p.WriteConfig(dir, s)
-	x := &proxy{peer: p, listen: s.Listen, bulk: s.Listen[0]}
-	if p.Kind.BulkListener {
+	x := &proxy{peer: p, setup: setup, listen: s.Listen, bulk: s.Listen[0], named: s.Named}
+	if bulkListener {
 		x.bulk = s.Bulk
 	}
 	return x, config, err
@@ -256,7 +306,14 @@ func (h *harness) launch(ctx context.Context, x *proxy, config string, every tim
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	last := len(x.listen) - 1
-	err = x.process.WaitReady(ctx, every, func() error { return ask(x.listen[last]) })
+	speech := traffic.Plain
+	if x.setup == tlsSetup {
+		speech = traffic.TLS
+	}
+	err = x.process.WaitReady(ctx, every, func() error { return ask(x.listen[last], speech) })
+	if x.named != "" && err == nil {
+		err = x.process.WaitReady(ctx, every, func() error { return ask(x.named, traffic.Hello) })
+	}
 	for i := 0; i < last && err == nil; i++ {
 		err = x.process.WaitReady(ctx, every, func() error {
 			c, err := net.Dial("tcp", x.listen[i])

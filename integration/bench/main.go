@@ -66,28 +66,33 @@ type usageError struct{ error }
 
 // options of a run of the harness.
 type options struct {
-	Rounds    int
-	Workers   int     // threads of each proxy
-	Threads   int     // of client and backend each
-	Scale     float64 // of every scenario's duration
-	Idle      int     // connections of the idle scenario
-	Shrink    int     // divides all other numbers of connections
-	Bulk      int64   // bytes of a bulk answer
-	Pace      float64 // share of the slowest peer's throughput
-	Curve     bool    // all points of the scaling curve
-	Subject   string  // the peer that is judged
+	Rounds  int
+	Workers int     // threads of each proxy
+	Threads int     // of client and backend each
+	Scale   float64 // of every scenario's duration
+	Idle    int     // connections of the idle scenario
+	Shrink  int     // divides all other numbers of connections
+	Bulk    int64   // bytes of a bulk answer
+	Pace    float64 // share of the slowest peer's throughput
+	Curve   bool    // all points of the scaling curve
+
+	Quiet       time.Duration // of idle TLS sessions, before the second look
+	QuietRounds int           // in so many rounds
+
+	Subject   string // the peer that is judged
 	Scenarios *regexp.Regexp
 	Out       string // folder for results
 }
 
 func fullOptions() options {
-	return options{Rounds: 5, Workers: 2, Threads: 1, Scale: 1, Idle: 5000, Shrink: 1, Bulk: 100_000_000, Pace: 0.6, Curve: true, Subject: "edgeproxy"}
+	return options{Rounds: 5, Workers: 2, Threads: 1, Scale: 1, Idle: 5000, Shrink: 1, Bulk: 100_000_000, Pace: 0.6, Curve: true, Subject: "edgeproxy",
+		Quiet: 30 * time.Second, QuietRounds: 2}
 }
 
 func benchMain(args []string) error {
 	o := fullOptions()
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
-	quick := fs.Bool("quick", false, "two short rounds and fewer points of the curve: under 2 minutes instead of 15")
+	quick := fs.Bool("quick", false, "two short rounds and fewer points of the curve: 4 minutes instead of 25")
 	rounds := fs.Int("rounds", 0, "rounds; default 5, quick 2")
 	scale := fs.Float64("scale", 0, "multiplies how long each scenario runs; default 1, quick 0.25")
 	names := fs.String("peers", environment("BENCH_PEERS", "edgeproxy,haproxy,nginx,iocopy,direct"), "which to compare; or $BENCH_PEERS")
@@ -120,7 +125,7 @@ func benchMain(args []string) error {
 		return usageError{fmt.Errorf("unknown argument %q; -help lists the flags", fs.Arg(0))}
 	}
 	if *quick {
-		o.Rounds, o.Scale, o.Curve = 2, 0.25, false
+		o.Rounds, o.Scale, o.Curve, o.QuietRounds = 2, 0.25, false, 1
 	}
 	if *rounds > 0 {
 		o.Rounds = *rounds
@@ -135,7 +140,7 @@ func benchMain(args []string) error {
 	switch {
 	case *list:
 		for _, s := range scenarioList(o) {
-			fmt.Printf("%-15s %s\n", s.Name, s.Title)
+			fmt.Printf("%-16s %s\n", s.Name, s.Title)
 		}
 		return nil
 	case *report != "":
@@ -217,6 +222,7 @@ func loadMain(args []string) error {
 	fs := flag.NewFlagSet("load", flag.ContinueOnError)
 	threads := fs.Int("threads", 1, "")
 	target := fs.String("target", "", "")
+	speech := fs.String("speech", string(traffic.Plain), "")
 	if err := fs.Parse(args); err != nil {
 		return usageError{err}
 	}
@@ -224,7 +230,7 @@ func loadMain(args []string) error {
 	if err != nil {
 		return usageError{err}
 	}
-	return traffic.Obey([]netip.AddrPort{to}, *threads, os.Stdin, os.Stdout)
+	return traffic.Obey([]netip.AddrPort{to}, traffic.Speech(*speech), *threads, os.Stdin, os.Stdout)
 }
 
 // backendMain is the backend process.

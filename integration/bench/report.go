@@ -40,6 +40,19 @@ var targets = []target{
 	{measure: "CPU per connection, 10 000 servers", scenario: manyServersScenario, metric: cpuPerRequest, unit: "µs", limit: 1.5, base: fewServersScenario, than: "itself with 10"},
 	{measure: "reading 10 000 servers", scenario: checkScenario, metric: millis, unit: "ms", limit: 1000},
 	{measure: "start with 100 listeners", scenario: startScenario, metric: millis, unit: "ms", limit: 50},
+
+	{measure: "memory per idle TLS session, at once", scenario: tlsIdleScenario, metric: atOnce, unit: "KB", limit: 2.5},
+	{measure: "memory per idle TLS session, later", scenario: tlsIdleScenario, metric: kilobytes, unit: "KB", limit: 2.5},
+	{measure: "descriptors per idle TLS session", scenario: tlsIdleScenario, metric: descriptors, limit: 2},
+	{measure: "CPU per TLS request, 64 sessions", scenario: tlsKeptScenario(64), metric: cpuPerRequest, unit: "µs", limit: 0.95, peers: established},
+	{measure: "CPU per TLS request, 1000 sessions", scenario: tlsKeptScenario(1000), metric: cpuPerRequest, unit: "µs", limit: 0.95, peers: established},
+	{measure: "CPU per GB over TLS, 8 streams", scenario: tlsBulkScenario, metric: cpuPerGB, unit: "ms", limit: 0.75, peers: []string{"haproxy"}},
+	{measure: "CPU per GB over TLS, 8 streams", scenario: tlsBulkScenario, metric: cpuPerGB, unit: "ms", limit: 0.85, peers: []string{"nginx"}},
+	{measure: "CPU per full handshake, with request", scenario: tlsFullScenario, metric: cpuPerRequest, unit: "µs", limit: 1.0, peers: []string{"haproxy"}},
+	{measure: "CPU per resumed handshake, with request", scenario: tlsResumedScenario, metric: cpuPerRequest, unit: "µs", limit: 1.0, peers: []string{"haproxy"}},
+	{measure: "routed by SNI: CPU per request, 64", scenario: nameScenario(64), metric: cpuPerRequest, unit: "µs", limit: 1.05, base: nameBase(64), than: "itself without"},
+	{measure: "routed by SNI: CPU per request, 1000", scenario: nameScenario(1000), metric: cpuPerRequest, unit: "µs", limit: 1.05, base: nameBase(1000), than: "itself without"},
+	{measure: "routed by SNI: CPU per connection", scenario: nameConnectScenario, metric: cpuPerRequest, unit: "µs", limit: 1.15, base: nameConnectBase, than: "itself without"},
 }
 
 // Above this share of the CPUs in other hands the report warns.
@@ -170,15 +183,18 @@ func (r *results) writePeers(b *strings.Builder) {
 	}
 	writeRows(b, rows)
 
-	rows = [][]string{{"scenario", "peer", "median", "range"}}
+	rows = [][]string{{"scenario", "peer", "what", "median", "range"}}
 	for _, s := range r.scenarioNames() {
 		for _, p := range r.Peers {
 			for _, m := range []struct {
-				metric metric
-				unit   string
-			}{{kilobytes, "KB"}, {descriptors, "descriptors"}, {millis, "ms"}} {
+				metric     metric
+				what, unit string
+			}{
+				{atOnce, "memory at once", "KB"}, {kilobytes, "memory", "KB"}, {descriptors, "descriptors", ""},
+				{millis, "time", "ms"}, {flooded, "handshakes", "/s"},
+			} {
 				if v := spreadOf(r.series(s, p.Name, m.metric)); v.n > 0 {
-					rows = append(rows, []string{s, p.Name, quantity(v.median, m.unit), number(v.min) + "–" + number(v.max)})
+					rows = append(rows, []string{s, p.Name, m.what, quantity(v.median, m.unit), number(v.min) + "–" + number(v.max)})
 				}
 			}
 		}
@@ -192,7 +208,8 @@ func (r *results) writePeers(b *strings.Builder) {
 // trafficRow is one line of the table of all peers; nil where there is nothing.
 func (r *results) trafficRow(scenario, peer string) []string {
 	cpu, ends, rate, unit, perUnit := cpuPerRequest, endsPerRequest, perSecond, "µs", "/s"
-	if scenario == bulkScenario || scenario == pacedBulkScenario {
+	switch scenario {
+	case bulkScenario, pacedBulkScenario, tlsBulkScenario, tlsPacedBulkScenario:
 		cpu, ends, rate, unit, perUnit = cpuPerGB, endsPerGB, gbPerSecond, "ms/GB", "GB/s"
 	}
 	speed := spreadOf(r.series(scenario, peer, rate))
@@ -207,7 +224,7 @@ func (r *results) trafficRow(scenario, peer string) []string {
 			row[4] = fmt.Sprintf("%.2f (%.2f–%.2f)", q.median, q.min, q.max)
 		}
 	}
-	if row[3] == "–" { // no proxy
+	if row[3] == "–" && scenario != floodScenario { // no proxy
 		row[3] = "ends " + quantity(spreadOf(r.series(scenario, peer, ends)).median, unit)
 	}
 	for _, m := range []metric{p50, p99, p999} {

@@ -110,8 +110,10 @@ var (
 	p99         metric = func(m *Measurement) (float64, bool) { return m.P99, m.P99 > 0 }
 	p999        metric = func(m *Measurement) (float64, bool) { return m.P999, m.P999 > 0 }
 	kilobytes   metric = func(m *Measurement) (float64, bool) { return m.Memory / 1024, m.Memory != 0 }
+	atOnce      metric = func(m *Measurement) (float64, bool) { return m.MemoryAtOnce / 1024, m.MemoryAtOnce != 0 }
 	descriptors metric = func(m *Measurement) (float64, bool) { return m.Descriptors, m.Descriptors != 0 }
 	millis      metric = func(m *Measurement) (float64, bool) { return m.Millis, m.Millis > 0 }
+	flooded     metric = func(m *Measurement) (float64, bool) { return m.Flood, m.Flood > 0 }
 )
 
 // series is a metric by round; rounds without it are NaN.

@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 	"time"
+
+	"edgeproxy/integration/bench/traffic"
 )
 
 // scenario is one thing that is measured on every peer.
@@ -19,7 +21,22 @@ type scenario struct {
 	listeners   int           // 0: 1
 	bulk        bool          // goes to the proxy's bulk listener
 	withDirect  bool          // makes sense with no proxy
+
+	setup  setup
+	speech traffic.Speech // what the client says; zero: plain
+	also   string         // what is measured in turns with it: the same through a listener that routes nothing, or a moment without flood
+	quiet  time.Duration  // idle: the second look comes so much later; all peers are measured together
+	rounds int            // it is measured in the first so many; 0: in all
 }
+
+// setup is what a proxy's listeners do.
+type setup int
+
+const (
+	relaySetup setup = iota
+	tlsSetup         // terminate TLS
+	nameSetup        // one relays, one routes by name
+)
 
 type kind int
 
@@ -29,6 +46,7 @@ const (
 	connect             // a connection for each request
 	check               // time to read a configuration
 	start               // time from exec to accepting
+	flood               // latency with and without a flood of handshakes
 )
 
 const (
@@ -39,6 +57,13 @@ const (
 	connectSlots = 64
 	// A paced run opens as many connections as it needs, up to this.
 	pacedSlots = 4096
+
+	// A flood makes so many handshakes at a time, beside connections that began
+	// one and do not go on.
+	floodSlots   = 64
+	floodStalled = 256
+	// Requests per second on the sessions that were there before.
+	floodRate = 2000
 )
 
 // The names the report asks for.
@@ -51,10 +76,24 @@ const (
 	manyServersScenario = "servers10000"
 	checkScenario       = "check10000"
 	startScenario       = "start100"
+
+	tlsIdleScenario      = "tls-idle"
+	tlsBulkScenario      = "tls-bulk"
+	tlsPacedBulkScenario = "tls-bulk-paced"
+	tlsFullScenario      = "tls-full"
+	tlsResumedScenario   = "tls-resumed"
+	floodScenario        = "tls-flood"
+	calmScenario         = "tls-calm"
+	nameConnectScenario  = "sni-connect"
+	nameConnectBase      = "sni-plain-connect"
 )
 
 func keptScenario(connections int) string  { return fmt.Sprintf("request%d", connections) }
 func pacedScenario(connections int) string { return fmt.Sprintf("request%d-paced", connections) }
+
+func tlsKeptScenario(connections int) string { return fmt.Sprintf("tls-request%d", connections) }
+func nameScenario(connections int) string    { return fmt.Sprintf("sni-request%d", connections) }
+func nameBase(connections int) string        { return fmt.Sprintf("sni-plain%d", connections) }
 
 const pacedConnectScenario = "connect-paced"
 
@@ -126,8 +165,14 @@ func scenarioList(o options) []scenario {
 			kind: start, listeners: 100,
 		},
 	)
+	all = append(all, tlsScenarios(o)...)
+	all = append(all, nameScenarios()...)
 	for i := range all {
-		if s := &all[i]; s.kind != idle {
+		s := &all[i]
+		if s.speech == "" {
+			s.speech = traffic.Plain
+		}
+		if s.kind != idle {
 			s.connections = (s.connections + o.Shrink - 1) / o.Shrink
 		}
 	}
@@ -136,7 +181,7 @@ func scenarioList(o options) []scenario {
 	}
 	wanted := map[string]bool{}
 	for _, s := range all {
-		if o.Scenarios.MatchString(s.Name) {
+		if o.Scenarios.MatchString(s.Name) || s.also != "" && o.Scenarios.MatchString(s.also) {
 			wanted[s.Name] = true
 			wanted[s.paceOf] = true // its rate comes from there
 		}
@@ -148,4 +193,69 @@ func scenarioList(o options) []scenario {
 		}
 	}
 	return chosen
+}
+
+// tlsScenarios have TLS between client and proxy. Each proxy is started afresh
+// for them.
+func tlsScenarios(o options) []scenario {
+	sessions := o.Idle * 4 / 5 // of each peer, at the same time: the backend needs descriptors for all
+	all := []scenario{{
+		Name: tlsIdleScenario, Title: fmt.Sprintf("memory and descriptors of %d idle TLS sessions, at once and %v later", sessions, o.Quiet),
+		kind: idle, connections: sessions, quiet: o.Quiet, rounds: o.QuietRounds,
+	}}
+	for _, n := range []int{64, 1000} {
+		all = append(all, scenario{
+			Name: tlsKeptScenario(n), Title: fmt.Sprintf("100 B → 1 KB on %d kept TLS sessions, closed loop", n),
+			kind: kept, connections: n, answer: answerSize, duration: 1500 * time.Millisecond,
+		})
+	}
+	all = append(all,
+		scenario{
+			Name: tlsBulkScenario, Title: "8 streams of 100 MB answers over TLS",
+			kind: kept, connections: bulkStreams, answer: o.Bulk, bulk: true, duration: 2 * time.Second,
+		},
+		scenario{
+			Name: tlsPacedBulkScenario, Title: "8 streams of 100 MB answers over TLS at one rate for all",
+			kind: kept, connections: bulkStreams, answer: o.Bulk, bulk: true, duration: 2 * time.Second, paceOf: tlsBulkScenario,
+		},
+		scenario{
+			Name: tlsFullScenario, Title: "connect, full TLS handshake, request, close: 64 at a time",
+			kind: connect, connections: connectSlots, answer: answerSize, duration: 1500 * time.Millisecond,
+		},
+		scenario{
+			Name: tlsResumedScenario, Title: "connect, resumed TLS handshake, request, close: 64 at a time",
+			kind: connect, connections: connectSlots, answer: answerSize, duration: 1500 * time.Millisecond, speech: traffic.Resumed,
+		},
+		scenario{
+			Name: floodScenario, Title: "100 B → 1 KB on 64 TLS sessions, 2000/s, before and during a flood of handshakes",
+			kind: flood, connections: 64, answer: answerSize, duration: 1500 * time.Millisecond, also: calmScenario,
+		},
+	)
+	for i := range all {
+		all[i].setup = tlsSetup
+		if all[i].speech == "" {
+			all[i].speech = traffic.TLS
+		}
+	}
+	return all
+}
+
+// nameScenarios pass TLS through by its server name. Nothing is encrypted: all
+// that the proxy looks at is the ClientHello.
+func nameScenarios() []scenario {
+	var all []scenario
+	for _, n := range []int{64, 1000} {
+		all = append(all, scenario{
+			Name: nameScenario(n), Title: fmt.Sprintf("100 B → 1 KB on %d connections routed by SNI, in turns with %d that are not", n, n),
+			kind: kept, connections: n, also: nameBase(n), duration: 1200 * time.Millisecond,
+		})
+	}
+	all = append(all, scenario{
+		Name: nameConnectScenario, Title: "connect, ClientHello → 1 KB, close: 64 at a time, routed by SNI in turns with not",
+		kind: connect, connections: connectSlots, also: nameConnectBase, duration: 1200 * time.Millisecond,
+	})
+	for i := range all {
+		all[i].answer, all[i].setup, all[i].speech = answerSize, nameSetup, traffic.Hello
+	}
+	return all
 }

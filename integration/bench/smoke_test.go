@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"edgeproxy/integration/bench/peer"
 	"edgeproxy/integration/bench/proc"
@@ -30,6 +31,7 @@ func TestMain(m *testing.M) {
 func smokeOptions() options {
 	o := fullOptions()
 	o.Rounds, o.Scale, o.Idle, o.Shrink, o.Bulk, o.Subject = 1, 0.03, 200, 40, 4_000_000, "iocopy"
+	o.Quiet = 100 * time.Millisecond
 	return o
 }
 
@@ -58,7 +60,14 @@ func TestEveryScenario(t *testing.T) {
 		}
 		measured[m.Scenario+" "+m.Peer] = m
 	}
-	for _, s := range scenarioList(o) {
+	scenarios := scenarioList(o)
+	for _, s := range scenarios {
+		if s.also != "" {
+			s.Name, s.also = s.also, ""
+			scenarios = append(scenarios, s)
+		}
+	}
+	for _, s := range scenarios {
 		m, ok := measured[s.Name+" iocopy"]
 		switch {
 		case s.kind == check: // io.Copy's has no such mode
@@ -72,10 +81,23 @@ func TestEveryScenario(t *testing.T) {
 			}
 			continue
 		case s.kind == idle:
-			if m.Requests != 264 || m.Descriptors < 5.9 || m.Descriptors > 6.1 || m.Memory < 1024 || m.Memory > 1<<20 {
+			pipes, connections := 4.0, 200
+			if s.setup == tlsSetup {
+				pipes, connections = 0, 160
+				if m.MemoryAtOnce < 1024 || m.MemoryAtOnce > 1<<20 {
+					t.Errorf("%s: %v bytes per connection at once", s.Name, m.MemoryAtOnce)
+				}
+			}
+			if m.Requests != uint64(connections+firstIdle) || m.Descriptors < 1.9+pipes || m.Descriptors > 2.1+pipes || m.Memory < 1024 || m.Memory > 1<<20 {
 				t.Errorf("%s: %d requests, %v descriptors, %v bytes per connection", s.Name, m.Requests, m.Descriptors, m.Memory)
 			}
 			continue
+		}
+		if s.Name == floodScenario {
+			if m.Flood <= 0 || m.CPU != 0 {
+				t.Errorf("%s: %v handshakes per second, CPU %v", s.Name, m.Flood, m.CPU)
+			}
+			m.CPU = 1
 		}
 		if m.CPU <= 0 || m.LoadCPU <= 0 || m.ServerCPU <= 0 {
 			t.Errorf("%s: CPU %v, client %v, backend %v", s.Name, m.CPU, m.LoadCPU, m.ServerCPU)
@@ -192,6 +214,9 @@ func TestTargetsNameScenarios(t *testing.T) {
 			t.Errorf("two scenarios are called %s", s.Name)
 		}
 		names = append(names, s.Name)
+		if s.also != "" {
+			names = append(names, s.also)
+		}
 	}
 	for _, tt := range targets {
 		for _, s := range []string{tt.scenario, tt.base} {

@@ -26,8 +26,9 @@ type Kind struct {
 	Version  []string
 	// Descriptors of one session; 0: 2.
 	Descriptors int
-	// BulkListener: bulk scenarios have a listener of their own, configured for them.
-	BulkListener bool
+	// BulkListener: bulk scenarios have a listener of their own, configured for
+	// them; TLSBulkListener: those with TLS do.
+	BulkListener, TLSBulkListener bool
 }
 
 // The kinds. Additional binaries of edgeproxy are of kind Edgeproxy.
@@ -49,7 +50,8 @@ var (
 		Check:   func(program, config string) []string { return []string{program, "-c", "-f", config} },
 		Version: []string{"-v"},
 
-		BulkListener: true,
+		BulkListener:    true,
+		TLSBulkListener: true,
 	}
 	Nginx = &Kind{
 		Template: "nginx.conf.tmpl",
@@ -63,9 +65,11 @@ var (
 			return []string{program, "-e", "stderr", "-p", filepath.Dir(config), "-c", config, "-t", "-q"}
 		},
 		Version: []string{"-v"},
+
+		TLSBulkListener: true,
 	}
 	// IOCopy is a sub-command of the harness itself. It holds two pipes in each
-	// session for as long as it lasts.
+	// session for as long as it lasts, without TLS.
 	IOCopy = &Kind{
 		Template: "iocopy.conf.tmpl",
 		Run:      func(program, config string) []string { return []string{program, "iocopy", config} },
@@ -162,6 +166,10 @@ type Setup struct {
 	Servers []string
 	Admin   string
 	Bulk    string // the address of the bulk listener, where the kind has one
+
+	Certificate *Certificate // nil: Listen and Bulk speak no TLS
+	Named       string       // address that takes only TLS clients that ask for Name, which are passed through; "": none
+	Name        string
 
 	Descriptors int // a process may have
 	Sessions    int // that fit into them

@@ -2,6 +2,7 @@ package traffic
 
 import (
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -23,16 +24,21 @@ type Run struct {
 	// Connect makes every request on a new connection, which the backend closes
 	// after the answer. Connections is then how many there are at a time; else
 	// the ones opened before are used.
-	Connect     bool  `json:"connect,omitempty"`
-	Connections int   `json:"connections,omitempty"`
-	Request     int   `json:"request"` // bytes, at least 24
-	Answer      int64 `json:"answer"`  // bytes
+	Connect     bool `json:"connect,omitempty"`
+	Connections int  `json:"connections,omitempty"`
+	// Handshake ends each new connection after its TLS handshake: there are no
+	// requests, and what is counted as such are handshakes.
+	Handshake bool  `json:"handshake,omitempty"`
+	Request   int   `json:"request"` // bytes, at least 24
+	Answer    int64 `json:"answer"`  // bytes
 }
 
 // Result is what a run brought.
 type Result struct {
 	Requests   uint64        `json:"requests"` // answered in full, with the right bytes
-	Bytes      uint64        `json:"bytes"`    // of answers
+	Handshakes uint64        `json:"handshakes,omitempty"`
+	Resumed    uint64        `json:"resumed,omitempty"` // of these
+	Bytes      uint64        `json:"bytes"`             // of answers
 	Unsent     uint64        `json:"unsent,omitempty"`
 	Errors     uint64        `json:"errors,omitempty"`
 	FirstError string        `json:"first_error,omitempty"`
@@ -42,6 +48,8 @@ type Result struct {
 
 func (r *Result) merge(o *Result) {
 	r.Requests += o.Requests
+	r.Handshakes += o.Handshakes
+	r.Resumed += o.Resumed
 	r.Bytes += o.Bytes
 	r.Unsent += o.Unsent
 	r.Errors += o.Errors
@@ -66,24 +74,27 @@ const (
 
 // clientConn is one connection of a client.
 //
-//	idle ──► connecting ──► asking ──► ending ──► idle
-//	  └─────────(kept)────────┘ ▲└─────(kept)─────► idle
+//	idle ──► connecting or handshaking ──► asking ──► ending ──► idle
+//	  └────────────────(kept)────────────────┘ ▲└─────(kept)─────► idle
 type clientConn struct {
 	fd     int32 // -1: not open
 	state  connState
 	reads  uint8 // of this answer, modulo 256
+	fresh  bool  // this is its first request
 	offset uint32
 	got    int64         // bytes of the answer
 	began  time.Duration // since client.epoch
+	tls    *session      // nil: it speaks none
 }
 
 type connState uint8
 
 const (
-	connIdle       connState = iota
-	connConnecting           // the request waits for the connection
-	connAsking               // the answer is awaited
-	connEnding               // the answer is here, the end of the stream is not
+	connIdle        connState = iota
+	connConnecting            // the request waits for the connection
+	connHandshaking           // … for the connection and its TLS handshake
+	connAsking                // the answer is awaited
+	connEnding                // the answer is here, the end of the stream is not
 )
 
 // client is one thread that makes requests.
@@ -102,20 +113,32 @@ type client struct {
 	run     Run
 	result  *Result
 	last    time.Duration // when the last answer arrived
+
+	speech  Speech
+	tls     *tls.Config
+	current *session // whose handshake runs
+	sealed  []byte   // records to send
+	raw     []byte   // records received
 }
 
-func newClient(targets []netip.AddrPort) (*client, error) {
+func newClient(targets []netip.AddrPort, speech Speech) (*client, error) {
 	p, err := newPoller()
 	if err != nil {
 		return nil, err
 	}
-	c := &client{poller: p, buf: make([]byte, chunk), epoch: time.Now()}
+	c := &client{poller: p, speech: speech, buf: make([]byte, chunk), epoch: time.Now()}
 	for _, t := range targets {
 		sa, err := rawAddress(t)
 		if err != nil {
 			return nil, err
 		}
 		c.targets = append(c.targets, sa)
+	}
+	if speech.encrypted() {
+		if err := c.prepareTLS(targets[0]); err != nil {
+			p.close()
+			return nil, err
+		}
 	}
 	return c, nil
 }
@@ -259,6 +282,10 @@ func (c *client) fail(err error) {
 // drop closes a connection and leaves it idle.
 func (c *client) drop(slot int32) {
 	conn := &c.conns[slot]
+	if conn.tls != nil {
+		conn.tls.stop()
+		conn.tls = nil
+	}
 	if conn.fd >= 0 {
 		closeSocket(conn.fd)
 		conn.fd = -1
@@ -274,7 +301,7 @@ func (c *client) begin(slot int32, at time.Duration) {
 	conn := &c.conns[slot]
 	c.offset = (c.offset + 12345) % patternPeriod
 	conn.offset, conn.got, conn.reads, conn.began = c.offset, 0, 0, at
-	conn.state = connAsking
+	conn.state, conn.fresh = connAsking, conn.fd < 0
 	c.busy++
 	if conn.fd >= 0 {
 		if e := c.ask(conn); e != 0 {
@@ -298,7 +325,15 @@ func (c *client) begin(slot int32, at time.Duration) {
 		c.drop(slot)
 		return
 	}
-	// On loopback the handshake is over when connect returns, and the request
+	if c.speech.encrypted() {
+		conn.state, conn.tls = connHandshaking, c.startSession(fd)
+		if err := c.add(fd, unix.EPOLLIN|unix.EPOLLOUT, slot); err != nil {
+			c.fail(err)
+			c.drop(slot)
+		}
+		return // the first event is the socket's being ready to send
+	}
+	// On loopback TCP's handshake is over when connect returns, and the request
 	// can go at once.
 	interest := uint32(unix.EPOLLIN)
 	switch e := c.ask(conn); e {
@@ -318,11 +353,18 @@ func (c *client) begin(slot int32, at time.Duration) {
 }
 
 func (c *client) ask(conn *clientConn) syscall.Errno {
-	c.out = appendRequest(c.out[:0], header{
-		size: uint32(c.run.Request), answer: uint64(c.run.Answer), offset: conn.offset, close: c.run.Connect,
-	})
-	n, e := write(conn.fd, c.out)
-	if e == 0 && n != len(c.out) {
+	h := header{size: uint32(c.run.Request), answer: uint64(c.run.Answer), offset: conn.offset, close: c.run.Connect}
+	if conn.fresh && c.speech == Hello {
+		c.out = appendHello(c.out[:0], h)
+	} else {
+		c.out = appendRequest(c.out[:0], h)
+	}
+	out := c.out
+	if conn.tls != nil {
+		out = c.seal(conn.tls, out)
+	}
+	n, e := write(conn.fd, out)
+	if e == 0 && n != len(out) {
 		return syscall.EMSGSIZE // a request is far smaller than any send buffer
 	}
 	return e
@@ -350,12 +392,23 @@ func (c *client) ready(slot int32, events uint32) bool {
 	if conn.fd < 0 {
 		return false // dropped earlier in this batch
 	}
+	if conn.state == connHandshaking {
+		return c.shake(slot)
+	}
 	var n int
 	var e syscall.Errno
 	compared := conn.reads%16 == 0 || c.run.Answer <= chunk
-	if compared {
+	switch {
+	case conn.tls != nil:
+		var err error
+		if n, e, err = c.receive(conn.tls); err != nil {
+			c.fail(err)
+			c.drop(slot)
+			return c.run.Connect
+		}
+	case compared:
 		n, e = read(conn.fd, c.buf)
-	} else {
+	default:
 		n, e = discard(conn.fd, chunk)
 	}
 	if e == syscall.EAGAIN {
@@ -369,6 +422,9 @@ func (c *client) ready(slot int32, events uint32) bool {
 	}
 	switch {
 	case e == 0 && n == 0 && conn.state == connEnding:
+		if conn.tls != nil && conn.tls.closed {
+			c.farewell(conn.tls)
+		}
 		c.drop(slot)
 		return true
 	case e != 0 || n == 0:
@@ -389,7 +445,8 @@ func (c *client) ready(slot int32, events uint32) bool {
 		c.result.Bytes += uint64(c.run.Answer)
 		if c.run.Connect {
 			conn.state = connEnding
-			return false
+			// close_notify may have come with the answer.
+			return conn.tls != nil && conn.tls.closed && c.ready(slot, 0)
 		}
 		conn.state = connIdle
 		c.busy--
@@ -397,6 +454,51 @@ func (c *client) ready(slot int32, events uint32) bool {
 	}
 	c.drop(slot)
 	return c.run.Connect
+}
+
+// shake goes on with a TLS handshake, and asks when it is over. It reports
+// whether the connection became idle.
+func (c *client) shake(slot int32) bool {
+	conn := &c.conns[slot]
+	s := conn.tls
+	done := c.advance(s)
+	if s.err != nil {
+		c.fail(fmt.Errorf("TLS handshake: %w", s.err))
+		c.drop(slot)
+		return true
+	}
+	if done {
+		c.result.Handshakes++
+		if s.resumed {
+			c.result.Resumed++
+		}
+		if c.run.Handshake {
+			c.last = c.now()
+			c.result.Latency.Record(c.last - conn.began)
+			c.result.Requests++
+			c.drop(slot)
+			return true
+		}
+		conn.state = connAsking
+		if e := c.ask(conn); e != 0 {
+			c.fail(fmt.Errorf("sending a request: %w", e))
+			c.drop(slot)
+			return true
+		}
+	}
+	if s.polled != s.wantWrite {
+		s.polled = s.wantWrite
+		interest := uint32(unix.EPOLLIN)
+		if s.wantWrite {
+			interest |= unix.EPOLLOUT
+		}
+		if err := c.modify(conn.fd, interest, slot); err != nil {
+			c.fail(err)
+			c.drop(slot)
+			return true
+		}
+	}
+	return false
 }
 
 func errnoOrEnd(e syscall.Errno, n int) error {

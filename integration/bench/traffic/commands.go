@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"runtime"
 	"sync"
@@ -13,8 +14,15 @@ import (
 // Command is one line on the standard input of a client process: one of the
 // fields is set.
 type Command struct {
-	Open *Open `json:"open,omitempty"`
-	Run  *Run  `json:"run,omitempty"`
+	Open  *Open  `json:"open,omitempty"`
+	Run   *Run   `json:"run,omitempty"`
+	Stall *Stall `json:"stall,omitempty"`
+}
+
+// Stall opens connections that say a ClientHello and never go on, until the
+// client ends.
+type Stall struct {
+	Connections int `json:"connections"`
 }
 
 // Open adds kept connections, each of which makes one request.
@@ -32,10 +40,10 @@ type Reply struct {
 
 // Obey is the client process: it obeys commands from in until it ends, and
 // replies to out.
-func Obey(targets []netip.AddrPort, threads int, in io.Reader, out io.Writer) error {
+func Obey(targets []netip.AddrPort, speech Speech, threads int, in io.Reader, out io.Writer) error {
 	clients := make([]*client, threads)
 	for i := range clients {
-		c, err := newClient(targets)
+		c, err := newClient(targets, speech)
 		if err != nil {
 			return err
 		}
@@ -73,6 +81,12 @@ func Obey(targets []netip.AddrPort, threads int, in io.Reader, out io.Writer) er
 		return errors.Join(failed...)
 	}
 
+	var stalled []net.Conn
+	defer func() {
+		for _, c := range stalled {
+			c.Close()
+		}
+	}()
 	commands, replies := json.NewDecoder(in), json.NewEncoder(out)
 	for {
 		var cmd Command
@@ -101,8 +115,16 @@ func Obey(targets []netip.AddrPort, threads int, in io.Reader, out io.Writer) er
 				reply.Result.merge(result)
 				return err
 			})
+		case cmd.Stall != nil:
+			for i := 0; i < cmd.Stall.Connections && err == nil; i++ {
+				var c net.Conn
+				if c, err = net.Dial("tcp", targets[0].String()); err == nil {
+					stalled = append(stalled, c)
+					_, err = c.Write(hello)
+				}
+			}
 		default:
-			err = errors.New("a command says neither open nor run")
+			err = errors.New("a command says neither open nor run nor stall")
 		}
 		if err != nil {
 			reply = Reply{Error: err.Error()}

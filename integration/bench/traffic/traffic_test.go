@@ -35,13 +35,20 @@ func startBackend(t *testing.T) netip.AddrPort {
 // obey sends commands to a client and returns its replies.
 func obey(t *testing.T, target netip.AddrPort, threads int, commands ...Command) []Reply {
 	t.Helper()
+	return decode(t, commands, func(in io.Reader, out io.Writer) error {
+		return Obey([]netip.AddrPort{target}, Plain, threads, in, out)
+	})
+}
+
+func decode(t *testing.T, commands []Command, obey func(in io.Reader, out io.Writer) error) []Reply {
+	t.Helper()
 	var in, out strings.Builder
 	for _, c := range commands {
 		if err := json.NewEncoder(&in).Encode(c); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := Obey([]netip.AddrPort{target}, threads, strings.NewReader(in.String()), &out); err != nil {
+	if err := obey(strings.NewReader(in.String()), &out); err != nil {
 		t.Fatal(err)
 	}
 	var replies []Reply

@@ -12,6 +12,11 @@
 //     sixteenth read of a long one, and always its length.
 //
 // A request is never sent before the answer to the one before has arrived.
+//
+// The client can speak TLS: crypto/tls does the handshakes, each in a coroutine
+// of the client's loop, and internal/tlsrecord the rest. Both are the same for
+// every proxy. The backend speaks none. For routing by name there are requests
+// that are a ClientHello; the backend answers them in the clear.
 package traffic
 
 import (
@@ -81,6 +86,9 @@ func appendRequest(b []byte, h header) []byte {
 // parseRequest reads a request from the start of b. It returns false when more
 // bytes are needed.
 func parseRequest(b []byte) (h header, whole bool, err error) {
+	if len(b) > 0 && b[0] == helloFirst {
+		return parseHello(b)
+	}
 	if len(b) < headerSize {
 		return h, false, nil
 	}
@@ -90,8 +98,11 @@ func parseRequest(b []byte) (h header, whole bool, err error) {
 	h.size = binary.BigEndian.Uint32(b[4:])
 	h.answer = binary.BigEndian.Uint64(b[8:])
 	h.offset = binary.BigEndian.Uint32(b[16:])
-	h.close = binary.BigEndian.Uint32(b[20:])&1 != 0
+	flags := binary.BigEndian.Uint32(b[20:])
+	h.close = flags == 1
 	switch {
+	case flags > 1:
+		return h, false, fmt.Errorf("request claims flags %#x", flags)
 	case h.size < headerSize || h.size > maxRequest:
 		return h, false, fmt.Errorf("request claims a size of %d bytes", h.size)
 	case h.offset >= patternPeriod:
@@ -109,9 +120,14 @@ func parseRequest(b []byte) (h header, whole bool, err error) {
 
 // Ask makes one request for a short answer over c, with blocking calls: to see
 // whether a path works, not to measure it.
-func Ask(c net.Conn) error {
+func Ask(c net.Conn) error { return ask(c, appendRequest) }
+
+// AskWithHello is Ask with a request that is a ClientHello.
+func AskWithHello(c net.Conn) error { return ask(c, appendHello) }
+
+func ask(c net.Conn, appendTo func([]byte, header) []byte) error {
 	h := header{size: 100, answer: 256, offset: 7}
-	if _, err := c.Write(appendRequest(nil, h)); err != nil {
+	if _, err := c.Write(appendTo(nil, h)); err != nil {
 		return err
 	}
 	answer := make([]byte, h.answer)
