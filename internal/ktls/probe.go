@@ -261,11 +261,18 @@ func (p *prober) expect(fd int, typ byte, text string) error {
 }
 
 func (p *prober) write(fd int, b []byte) error {
-	n, err := unix.Write(fd, b)
-	if err == nil && n != len(b) {
-		err = unix.EAGAIN
+	for len(b) > 0 {
+		n, err := unix.Write(fd, b)
+		if err == unix.EAGAIN {
+			// Memory for sockets may be short for a moment.
+			err = p.wait(fd, unix.POLLOUT)
+		}
+		if err != nil && err != unix.EINTR {
+			return err
+		}
+		b = b[max(n, 0):]
 	}
-	return err
+	return nil
 }
 
 // read reads exactly n bytes.
