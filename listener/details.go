@@ -2,7 +2,10 @@ package listener
 
 import (
 	"crypto/tls"
+	"errors"
+	"fmt"
 	"net/netip"
+	"syscall"
 	"time"
 
 	"edgeproxy/internal/proxyproto"
@@ -128,14 +131,28 @@ func (s *session) bridge(leg int, b *tlsterm.Bridge) {
 	})
 }
 
+// bridgeFailed ends a session for what crypto/tls has met on one side.
 func (s *session) bridgeFailed(leg int, err error) {
-	end := TLSFailed
-	if err == tlsterm.ErrTruncated {
-		if end = ClientReset; leg == serverLeg {
-			end = ServerReset
-		}
+	reset, side := ClientReset, "client"
+	if leg == serverLeg {
+		reset, side = ServerReset, "server"
 	}
-	s.end(end, err)
+	var errno syscall.Errno
+	switch {
+	case err == tlsterm.ErrTruncated:
+		if c := s.relay.Cut(leg == serverLeg); c == splice.ClientClosed || c == splice.ServerClosed {
+			if b := s.more.bridges[1-leg]; b != nil {
+				b.Abort()
+			}
+			s.RelayEnded(c)
+			return
+		}
+		s.end(reset, err)
+	case errors.As(err, &errno):
+		s.end(reset, errno)
+	default:
+		s.end(TLSFailed, fmt.Errorf("%s: %w", side, err))
+	}
 }
 
 func (s *session) countEngine(leg int, e Engine) {

@@ -202,7 +202,10 @@ func (r *Relay) truncated(src, dst *side) {
 	if src.state&shut != 0 && l.part == nil {
 		// We have finished towards src, which closes without a word: many
 		// do. dst has said all it had to say, and must not take for whole
-		// what it may still be reading.
+		// what it may still be reading: no close_notify, and a reset.
+		if dst.tls != nil {
+			dst.tls.notified = true
+		}
 		abortive(dst.fd)
 		return
 	}

@@ -159,6 +159,24 @@ func (r *Relay) Idle() time.Duration {
 	return time.Duration(r.engine.coarse()-r.active) << coarseShift
 }
 
+// Cut is for an owner who keeps a side's TLS elsewhere: its stream has ended
+// without close_notify. It returns what that makes of the relay, as truncated
+// decides it; an orderly end if that side had been sent everything.
+func (r *Relay) Cut(server bool) Cause {
+	src, dst := &r.client, &r.server
+	if server {
+		src, dst = dst, src
+	}
+	if src.state&shut == 0 {
+		return r.resetBy(src)
+	}
+	if dst.tls != nil {
+		dst.tls.notified = true
+	}
+	abortive(dst.fd)
+	return r.first
+}
+
 // HalfClosed reports whether one side has finished sending.
 func (r *Relay) HalfClosed() bool { return r.first != Running }
 

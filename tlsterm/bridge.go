@@ -102,13 +102,15 @@ type (
 	onlyWriter struct{ io.Writer }
 )
 
+// failed leaves the loop's side as it is: whether its end would come before the
+// news is chance, and it would pass for the orderly end of the stream. Its owner
+// closes it, and then the other goroutine ends.
 func (b *Bridge) failed(err error) {
 	b.mu.Lock()
 	first := !b.aborted
 	b.aborted = true
 	b.mu.Unlock()
 	b.peer.Close()
-	b.plain.Close()
 	if first {
 		b.fail(err)
 	}
