@@ -36,6 +36,7 @@ type worker struct {
 
 	// What follows is the worker's goroutine's.
 	running []*Handshake
+	most    int // maxActive
 	active  map[*Handshake]struct{}
 	waiting []*Handshake // not begun, as maxActive are active
 	free    []*coroutine
@@ -49,7 +50,7 @@ type worker struct {
 func NewPool(n int, kernel *ktls.Support) *Pool {
 	p := &Pool{}
 	for range n {
-		w := &worker{wake: make(chan struct{}, 1), active: map[*Handshake]struct{}{}, configs: map[*tls.Config]*tls.Config{}, kernel: kernel}
+		w := &worker{wake: make(chan struct{}, 1), most: maxActive, active: map[*Handshake]struct{}{}, configs: map[*tls.Config]*tls.Config{}, kernel: kernel}
 		p.workers = append(p.workers, w)
 		p.wg.Go(w.run)
 	}
@@ -120,23 +121,30 @@ func (w *worker) step(h *Handshake) {
 		return // woken once more while it finished
 	}
 	if h.co == nil {
-		if h.begun {
-			return // waits for its turn to begin
+		if h.begun { // waits for its turn to begin
+			if h.cancelled.Load() {
+				h.fail(errCancelled)
+				h.finished = true
+				h.Done(h)
+			}
+			return
 		}
 		h.begun = true
-		if len(w.active) >= maxActive {
+		if len(w.active) >= w.most {
 			w.waiting = append(w.waiting, h)
 			return
 		}
 		w.begin(h)
 	}
 	w.resume(h)
-	for len(w.waiting) > 0 && len(w.active) < maxActive {
+	for len(w.waiting) > 0 && len(w.active) < w.most {
 		next := w.waiting[0]
 		w.waiting[0] = nil
 		w.waiting = w.waiting[1:]
-		w.begin(next)
-		w.resume(next)
+		if !next.finished {
+			w.begin(next)
+			w.resume(next)
+		}
 	}
 }
 
@@ -170,9 +178,11 @@ func (w *worker) resume(h *Handshake) {
 
 func (w *worker) close() {
 	for _, h := range w.waiting {
-		w.begin(h)
-		h.Cancel()
-		w.resume(h)
+		if !h.finished {
+			w.begin(h)
+			h.Cancel()
+			w.resume(h)
+		}
 	}
 	for h := range w.active {
 		h.Cancel()

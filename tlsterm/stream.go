@@ -3,6 +3,7 @@ package tlsterm
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"iter"
 	"net"
@@ -13,7 +14,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const recordHeader = 5
+const (
+	recordHeader    = 5
+	recordHandshake = 22
+
+	// maxHandshakeBytes bounds what a peer may send during a handshake: a hello
+	// and the certificates of both are far below. crypto/tls alone would keep
+	// 256 KiB of certificates for everyone who does not send the last byte.
+	maxHandshakeBytes = 128 << 10
+)
+
+var errTooMuch = fmt.Errorf("the peer's handshake is longer than %d KiB", maxHandshakeBytes>>10)
 
 // stream is the socket as crypto/tls sees it during a handshake. A read brings
 // bytes of one record and no more, so that crypto/tls never holds any that
@@ -22,6 +33,7 @@ type stream struct {
 	h       *Handshake
 	inner   net.Conn // after the handshake, where crypto/tls goes on; else nil
 	left    int      // of the record being read
+	total   int      // of all records, headers included
 	head    [recordHeader]byte
 	headLen int
 	in, out hello
@@ -64,8 +76,7 @@ func (s *stream) Read(b []byte) (int, error) {
 	}
 	if s.left > 0 {
 		n, err := s.recv(b[:min(len(b), s.left)])
-		s.left -= n
-		s.in.add(b[:n])
+		s.took(b[:n])
 		return n, err
 	}
 	n, err := s.recv(b[:min(len(b), recordHeader-s.headLen)])
@@ -78,17 +89,28 @@ func (s *stream) Read(b []byte) (int, error) {
 	// crypto/tls judges type, version and length: an absurd length is its
 	// error, before it reads on.
 	s.left = int(binary.BigEndian.Uint16(s.head[3:]))
+	if s.total += recordHeader + s.left; s.total > maxHandshakeBytes {
+		return 0, errTooMuch
+	}
 	if s.left == 0 || n == len(b) {
 		return n, nil
 	}
 	// The rest of the record is most likely there: spare a turn.
 	m, errno := recvNow(s.h.FD, b[n:min(len(b), n+s.left)])
 	if errno == 0 && m > 0 {
-		s.left -= m
-		s.in.add(b[n : n+m])
+		s.took(b[n : n+m])
 		n += m
 	}
 	return n, nil
+}
+
+// took counts bytes of the record under way. Alerts are no part of the hello: a
+// server may send a warning before it.
+func (s *stream) took(b []byte) {
+	s.left -= len(b)
+	if s.head[0] == recordHandshake {
+		s.in.add(b)
+	}
 }
 
 // recv reads at least one byte, and parks until there is one.
