@@ -18,19 +18,10 @@ type kept struct {
 func (r *Relay) copy(src, dst *side, want int) int {
 	buf := r.engine.buf[:want]
 	n, errno := recv(src.fd, buf)
-	switch {
-	case src.odd(n, errno):
+	if src.odd(n, errno) {
 		return r.kernelRead(src, dst, errno)
-	case errno == unix.EAGAIN:
-		src.state &^= readable
-		return 0
-	case errno == unix.EINTR:
-		return 0
-	case errno != 0:
-		src.errno = uint8(errno)
-		return 0
-	case n == 0:
-		src.state = src.state&^readable | eof
+	}
+	if !src.brought(n, errno) {
 		return 0
 	}
 	if n < want {
@@ -55,6 +46,23 @@ func (r *Relay) copy(src, dst *side, want int) int {
 	}
 	r.deliver(src, dst, buf[:n], flags)
 	return n
+}
+
+// brought reports whether a read of s, which returned n and errno, brought
+// bytes, and notes what it means if it did not.
+func (s *side) brought(n int, errno unix.Errno) bool {
+	switch {
+	case errno == unix.EAGAIN:
+		s.state &^= readable
+	case errno == unix.EINTR:
+	case errno != 0:
+		s.errno = uint8(errno)
+	case n == 0:
+		s.state = s.state&^readable | eof
+	default:
+		return true
+	}
+	return false
 }
 
 // deliver sends b, made of what was read from src, to dst, and keeps what dst

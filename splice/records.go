@@ -128,18 +128,10 @@ func (r *Relay) open(src, dst *side, want int) int {
 	}
 	room := b.in[have : have+min(want, bulkSize)]
 	n, errno := recv(src.fd, room)
-	switch {
-	case errno == unix.EAGAIN:
-		src.state &^= readable
-		return 0
-	case errno == unix.EINTR:
-		return 0
-	case errno != 0:
-		src.errno = uint8(errno)
-		return 0
-	case n == 0:
-		src.state = src.state&^readable | eof
-		r.truncated(src, dst)
+	if !src.brought(n, errno) {
+		if src.state&eof != 0 {
+			r.truncated(src, dst)
+		}
 		return 0
 	}
 	if n < len(room) && src.state&hurry == 0 {
@@ -239,19 +231,10 @@ func (r *Relay) seal(src, dst *side, want int) int {
 	}
 	room := b.plain[:min(want, tlsrecord.MaxPlaintext)]
 	n, errno := recv(src.fd, room)
-	switch {
-	case src.odd(n, errno):
+	if src.odd(n, errno) {
 		return r.kernelRead(src, dst, errno)
-	case errno == unix.EAGAIN:
-		src.state &^= readable
-		return 0
-	case errno == unix.EINTR:
-		return 0
-	case errno != 0:
-		src.errno = uint8(errno)
-		return 0
-	case n == 0:
-		src.state = src.state&^readable | eof
+	}
+	if !src.brought(n, errno) {
 		return 0
 	}
 	flags := 0
@@ -315,19 +298,10 @@ func (r *Relay) sealBulk(src, dst *side, want int) int {
 		records++
 	}
 	n, errno := readv(src.fd, b.iov[:records])
-	switch {
-	case src.odd(n, errno):
+	if src.odd(n, errno) {
 		return r.kernelRead(src, dst, errno)
-	case errno == unix.EAGAIN:
-		src.state &^= readable
-		return 0
-	case errno == unix.EINTR:
-		return 0
-	case errno != 0:
-		src.errno = uint8(errno)
-		return 0
-	case n == 0:
-		src.state = src.state&^readable | eof
+	}
+	if !src.brought(n, errno) {
 		return 0
 	}
 	if n < want && src.emptied() {
