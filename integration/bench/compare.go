@@ -100,6 +100,17 @@ func (h *harness) startBackend(ctx context.Context) (err error) {
 	return nil
 }
 
+// backendFailure says why the backend has ended, if it has: no proxy is to be
+// blamed for that.
+func (h *harness) backendFailure() error {
+	select {
+	case <-h.backend.Exited():
+		return h.backend.Failure()
+	default:
+		return nil
+	}
+}
+
 // leanRuntime is the environment of client and backend: they keep no garbage, and
 // signals to preempt long loops would only disturb them.
 func leanRuntime(threads int) []string {
@@ -167,7 +178,7 @@ func (h *harness) round(ctx context.Context, round int, peers []*peer.Peer, res 
 			}
 		}
 		if s.quiet > 0 {
-			if err := h.measureQuiet(ctx, s, peers, record); err != nil {
+			if err := errors.Join(h.measureQuiet(ctx, s, peers, record), h.backendFailure()); err != nil {
 				return err
 			}
 			continue
@@ -189,10 +200,8 @@ func (h *harness) round(ctx context.Context, round int, peers []*peer.Peer, res 
 				return context.Cause(ctx)
 			}
 			if err != nil {
-				select {
-				case <-h.backend.Exited():
-					return h.backend.Failure()
-				default:
+				if err := h.backendFailure(); err != nil {
+					return err
 				}
 				// Whatever state it is in now: the next scenario gets a fresh one.
 				proxies[at].stop()

@@ -92,7 +92,7 @@ func fullOptions() options {
 func benchMain(args []string) error {
 	o := fullOptions()
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
-	quick := fs.Bool("quick", false, "two short rounds and fewer points of the curve: 4 minutes instead of 25")
+	quick := fs.Bool("quick", false, "two short rounds and fewer points of the curve: under 5 minutes instead of 25")
 	rounds := fs.Int("rounds", 0, "rounds; default 5, quick 2")
 	scale := fs.Float64("scale", 0, "multiplies how long each scenario runs; default 1, quick 0.25")
 	names := fs.String("peers", environment("BENCH_PEERS", "edgeproxy,haproxy,nginx,iocopy,direct"), "which to compare; or $BENCH_PEERS")

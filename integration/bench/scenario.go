@@ -211,12 +211,12 @@ func tlsScenarios(o options) []scenario {
 	}
 	all = append(all,
 		scenario{
-			Name: tlsBulkScenario, Title: "8 streams of 100 MB answers over TLS",
-			kind: kept, connections: bulkStreams, answer: o.Bulk, bulk: true, duration: 2 * time.Second,
+			Name: tlsBulkScenario, Title: "8 streams of 25 MB answers over TLS",
+			kind: kept, connections: bulkStreams, answer: o.Bulk / 4, bulk: true, duration: 2 * time.Second,
 		},
 		scenario{
-			Name: tlsPacedBulkScenario, Title: "8 streams of 100 MB answers over TLS at one rate for all",
-			kind: kept, connections: bulkStreams, answer: o.Bulk, bulk: true, duration: 2 * time.Second, paceOf: tlsBulkScenario,
+			Name: tlsPacedBulkScenario, Title: "8 streams of 25 MB answers over TLS at one rate for all",
+			kind: kept, connections: bulkStreams, answer: o.Bulk / 4, bulk: true, duration: 2 * time.Second, paceOf: tlsBulkScenario,
 		},
 		scenario{
 			Name: tlsFullScenario, Title: "connect, full TLS handshake, request, close: 64 at a time",
