@@ -159,16 +159,6 @@ func (l *tlsLab) with(name string, tpl testcert.Template) *testcert.Pair {
 
 func (l *tlsLab) file(name string) string { return filepath.Join(l.dir, name) }
 
-// world opens the folder to servers that run as another user.
-func (l *tlsLab) world() {
-	l.t.Helper()
-	os.Chmod(l.dir, 0o755)
-	keys, _ := filepath.Glob(l.file("*"))
-	for _, k := range keys {
-		os.Chmod(k, 0o644)
-	}
-}
-
 // want asserts that a program has said something.
 func want(t testing.TB, output, what string) {
 	t.Helper()
