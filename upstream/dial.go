@@ -235,6 +235,7 @@ func outcomeOf(errno unix.Errno) Outcome {
 // Ready implements [reactor.Handler] while the socket connects.
 func (d *Dial) Ready(ev reactor.Events) {
 	if d.secure != nil {
+		d.Events |= ev // of a FIN the relay would not hear again
 		d.secure.Wake()
 		return
 	}
