@@ -162,7 +162,11 @@ func (r *results) writeTargets(b *strings.Builder) {
 	b.WriteString("\n")
 
 	rows := [][]string{{"measure", "target", r.Subject, "compared with", "ratio or range", "verdict"}}
+	ran := r.scenarioNames()
 	for _, t := range targets {
+		if !slices.Contains(ran, t.scenario) {
+			continue // not asked for
+		}
 		v := r.judge(t)
 		rows = append(rows, []string{t.measure, v.target, v.value, v.against, v.ratio, v.outcome})
 	}
