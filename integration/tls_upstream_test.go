@@ -13,8 +13,8 @@ import (
 	"edgeproxy/internal/testcert"
 )
 
-// reencrypt is an upstream's tls block.
-func (l *tlsLab) reencrypt(attrs string) string {
+// encrypted is an upstream's tls block.
+func (l *tlsLab) encrypted(attrs string) string {
 	l.ca.Write(l.t, l.dir, "ca")
 	return fmt.Sprintf("tls {\n server_name = \"app.test\"\n ca_file = \"%s/ca.pem\"\n %s\n}\n", l.dir, attrs)
 }
@@ -48,7 +48,7 @@ func TestTLSUpstreamVerification(t *testing.T) {
 					t.Errorf("the server read %q, %v", b, err)
 				}
 			})
-			p := Start(t, oneUpstream("", "retries = 1\n"+l.reencrypt(""), bad.Addr()))
+			p := Start(t, oneUpstream("", "retries = 1\n"+l.encrypted(""), bad.Addr()))
 			c2 := Dial(t, p.Addr("edge"))
 			Send(t, c2, "secret")
 			ExpectGone(t, c2)
@@ -60,7 +60,7 @@ func TestTLSUpstreamVerification(t *testing.T) {
 			}
 
 			good := serveTLS(t, l.server(), echoTLS)
-			p.Reload(oneUpstream("", "retries = 1\n"+l.reencrypt(""), bad.Addr(), good.Addr()))
+			p.Reload(oneUpstream("", "retries = 1\n"+l.encrypted(""), bad.Addr(), good.Addr()))
 			for i := 2; ; i++ {
 				c := Dial(t, p.Addr("edge"))
 				RoundTrip(t, c, "secret")
@@ -95,7 +95,7 @@ func TestTLSUpstreamHello(t *testing.T) {
 			seen <- fmt.Sprint(cs.ServerName, " ", cs.NegotiatedProtocol, " ", cs.PeerCertificates[0].Subject, " ", cs.DidResume)
 			echoTLS(c)
 		})
-		p := Start(t, oneUpstream("", l.reencrypt(fmt.Sprintf("alpn = [\"other\", \"echo\"]\n cert_file = \"%s/proxy.crt\"\n key_file = \"%[1]s/proxy.key\"", l.dir)), s.Addr()))
+		p := Start(t, oneUpstream("", l.encrypted(fmt.Sprintf("alpn = [\"other\", \"echo\"]\n cert_file = \"%s/proxy.crt\"\n key_file = \"%[1]s/proxy.key\"", l.dir)), s.Addr()))
 		for i := range 4 {
 			c := Dial(t, p.Addr("edge"))
 			RoundTrip(t, c, "hello")
@@ -126,7 +126,7 @@ func TestTLSUpstreamByAddress(t *testing.T) {
 		seen <- c.ConnectionState().ServerName
 		echoTLS(c)
 	})
-	p := Start(t, oneUpstream("", strings.Replace(l.reencrypt(""), `server_name = "app.test"`, "", 1), s.Addr()))
+	p := Start(t, oneUpstream("", strings.Replace(l.encrypted(""), `server_name = "app.test"`, "", 1), s.Addr()))
 	RoundTrip(t, Dial(t, p.Addr("edge")), "hello")
 	if name := <-seen; name != "" {
 		t.Errorf("SNI %q for an address (RFC 6066, section 3, allows none)", name)
@@ -141,7 +141,7 @@ func TestTLSUpstreamPlainText(t *testing.T) {
 	t.Run("instead of a handshake", func(t *testing.T) {
 		t.Parallel()
 		l := newTLSLab(t)
-		p := Start(t, oneUpstream("", "retries = 0\n"+l.reencrypt(""), Serve(t, hello(evil)).Addr()))
+		p := Start(t, oneUpstream("", "retries = 0\n"+l.encrypted(""), Serve(t, hello(evil)).Addr()))
 		ExpectGone(t, Dial(t, p.Addr("edge")))
 		e := p.LastEnd(1, "connect_failed", "connect")
 		if e.BytesOut != 0 || e.Error == "" || strings.Contains(e.Error, "evil") {
@@ -151,7 +151,7 @@ func TestTLSUpstreamPlainText(t *testing.T) {
 	t.Run("before one", func(t *testing.T) {
 		t.Parallel()
 		l := newTLSLab(t)
-		p := Start(t, oneUpstream("", "retries = 0\n"+l.reencrypt(""), Serve(t, func(c Conn) {
+		p := Start(t, oneUpstream("", "retries = 0\n"+l.encrypted(""), Serve(t, func(c Conn) {
 			io.WriteString(c, evil)
 			tls.Server(c, l.server()).Handshake()
 			discard(c)
@@ -162,7 +162,7 @@ func TestTLSUpstreamPlainText(t *testing.T) {
 	bothVersions(t, func(t *testing.T, version uint16) {
 		// Right behind the handshake, in the segment of its last message.
 		l := newTLSLab(t)
-		p := Start(t, oneUpstream("", "retries = 0\n"+l.reencrypt(""), Serve(t, func(c Conn) {
+		p := Start(t, oneUpstream("", "retries = 0\n"+l.encrypted(""), Serve(t, func(c Conn) {
 			last := 2 // the server's flight with Finished: its second in TLS 1.2
 			if version == tls.VersionTLS13 {
 				last = 1
@@ -215,7 +215,7 @@ func TestTLSUpstreamBothSides(t *testing.T) {
 					got <- newStream(2).Verify(c, n)
 					<-sent
 				})
-				p := Start(t, l.edgeWith("", "", l.reencrypt(""), s.Addr()))
+				p := Start(t, l.edgeWith("", "", l.encrypted(""), s.Addr()))
 				c := DialTLS(t, p.Addr("edge"), only(l.client(), client, 0))
 				sent := make(chan struct{})
 				go func() {
@@ -240,7 +240,7 @@ func TestTLSUpstreamBothSides(t *testing.T) {
 
 				// Small requests, each a record.
 				e := serveTLS(t, only(l.server(), server, 0), echoTLS)
-				p.Reload(l.edgeWith("", "", l.reencrypt(""), e.Addr()))
+				p.Reload(l.edgeWith("", "", l.encrypted(""), e.Addr()))
 				c = DialTLS(t, p.Addr("edge"), only(l.client(), client, 0))
 				for i := range 200 {
 					RoundTrip(t, c, string(randomBytes(1+i)))
@@ -271,7 +271,7 @@ func TestTLSUpstreamTruncation(t *testing.T) {
 				if client == "TLS" {
 					listener = "tls = tls.public"
 				}
-				p := Start(t, l.policy("")+oneUpstream(listener, l.reencrypt(""), s.Addr()))
+				p := Start(t, l.policy("")+oneUpstream(listener, l.encrypted(""), s.Addr()))
 				var c Conn
 				if client == "TLS" {
 					s := DialTLS(t, p.Addr("edge"), only(l.client(), version, 0))
@@ -292,7 +292,7 @@ func TestTLSUpstreamTruncation(t *testing.T) {
 				_, err := io.Copy(io.Discard, c)
 				got <- err
 			})
-			p := Start(t, l.edgeWith("", "", l.reencrypt(""), s.Addr()))
+			p := Start(t, l.edgeWith("", "", l.encrypted(""), s.Addr()))
 			c := DialTLS(t, p.Addr("edge"), only(l.client(), version, 0))
 			Expect(t, c, "answer")
 			expectNotify(t, c)
@@ -314,7 +314,7 @@ func TestTLSUpstreamHalfClose(t *testing.T) {
 			n, err := io.Copy(io.Discard, c)
 			fmt.Fprintf(c, "you sent %d bytes, %v", n, err)
 		})
-		p := Start(t, oneUpstream("", l.reencrypt(""), s.Addr()))
+		p := Start(t, oneUpstream("", l.encrypted(""), s.Addr()))
 		c := Dial(t, p.Addr("edge"))
 		Send(t, c, "0123456789")
 		c.CloseWrite()
@@ -330,7 +330,7 @@ func TestTLSUpstreamHandshakeHangs(t *testing.T) {
 	l := newTLSLab(t)
 	silent, release := ServeNeverReading(t, "tcp", "127.0.0.1:0")
 	t.Cleanup(release)
-	p := Start(t, oneUpstream("", "connect_timeout = \"400ms\"\n retries = 1\n"+l.reencrypt(""), silent.Addr()))
+	p := Start(t, oneUpstream("", "connect_timeout = \"400ms\"\n retries = 1\n"+l.encrypted(""), silent.Addr()))
 	ExpectGone(t, Dial(t, p.Addr("edge")))
 	e := p.LastEnd(1, "connect_timeout", "connect")
 	took(t, e, 790*time.Millisecond, 10*time.Second)
@@ -340,7 +340,7 @@ func TestTLSUpstreamHandshakeHangs(t *testing.T) {
 	}
 
 	// A client that leaves meanwhile ends it at once.
-	p.Reload(oneUpstream(`timeouts { handshake = "25s" }`, "connect_timeout = \"25s\"\n"+l.reencrypt(""), silent.Addr()))
+	p.Reload(oneUpstream(`timeouts { handshake = "25s" }`, "connect_timeout = \"25s\"\n"+l.encrypted(""), silent.Addr()))
 	c := Dial(t, p.Addr("edge"))
 	p.Await(1, "edgeproxy_server_sessions_active")
 	reset(c)
@@ -353,7 +353,7 @@ func TestTLSUpstreamCBC(t *testing.T) {
 	l := newTLSLab(t)
 	cfg := only(l.server(), tls.VersionTLS12, tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA)
 	s := serveTLS(t, cfg, echoTLS)
-	p := Start(t, oneUpstream("", l.reencrypt(`cipher_suites = ["TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA"]`), s.Addr()))
+	p := Start(t, oneUpstream("", l.encrypted(`cipher_suites = ["TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA"]`), s.Addr()))
 	c := Dial(t, p.Addr("edge"))
 	RoundTrip(t, c, string(randomBytes(1<<20)))
 	if n := p.Metrics().Sum("edgeproxy_tls_sessions", "engine", "goroutine"); n != 1 {
@@ -368,7 +368,7 @@ func TestTLSUpstreamCBC(t *testing.T) {
 		c.CloseWrite()
 		discard(c)
 	})
-	p.Reload(oneUpstream("", l.reencrypt(`cipher_suites = ["TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA"]`), cut.Addr()))
+	p.Reload(oneUpstream("", l.encrypted(`cipher_suites = ["TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA"]`), cut.Addr()))
 	for i := range 10 {
 		ExpectReset(t, Dial(t, p.Addr("edge")))
 		tlsFault(t, p.LastEnd(2+i, "server_reset", "relay"), "truncated")
