@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 
 func smokeOptions() options {
 	o := fullOptions()
-	o.Rounds, o.Scale, o.Idle, o.Shrink, o.Bulk, o.Subject = 1, 0.03, 200, 40, 4_000_000, "iocopy"
+	o.Rounds, o.Scale, o.Idle, o.Shrink, o.Bulk, o.Subject = 1, 0.03, 100, 40, 4_000_000, "iocopy"
 	o.Quiet = 100 * time.Millisecond
 	return o
 }
@@ -81,9 +81,9 @@ func TestEveryScenario(t *testing.T) {
 			}
 			continue
 		case s.kind == idle:
-			pipes, connections := 4.0, 200
+			pipes, connections := 4.0, o.Idle
 			if s.setup == tlsSetup {
-				pipes, connections = 0, 160
+				pipes, connections = 0, o.Idle*4/5
 				if m.MemoryAtOnce < 1024 || m.MemoryAtOnce > 1<<20 {
 					t.Errorf("%s: %v bytes per connection at once", s.Name, m.MemoryAtOnce)
 				}
