@@ -57,15 +57,20 @@ func TestRealTLSToNginx(t *testing.T) {
 	for i, version := range []string{"TLSv1.2", "TLSv1.3"} {
 		p := Start(t, l.edgeWith("", "", l.reencrypt(""), local(first+i)))
 		w.port = splitPort(t, p.Addr("edge"))
-		for n := range 2 {
-			// Tickets of TLS 1.3 come after the handshake, and are not taken.
-			reused := "."
-			if n > 0 && version == "TLSv1.2" {
+		// The ticket of TLS 1.3 comes after the handshake, and is taken beside
+		// the session: the second one may be too early for it.
+		reused := "."
+		for n := 0; n < 50 && reused != "r"; n++ {
+			got := w.curl(w.url("/who"))
+			if n > 0 && strings.HasSuffix(got, " r") {
 				reused = "r"
 			}
-			if got, want := w.curl(w.url("/who")), "app.test CN=proxy "+version+" "+reused; got != want {
+			if want := "app.test CN=proxy " + version + " " + reused; got != want {
 				t.Errorf("nginx was told %q, want %q", got, want)
 			}
+		}
+		if reused != "r" {
+			t.Errorf("%s: no session with nginx was resumed", version)
 		}
 		got := filepath.Join(l.dir, "got")
 		w.curl("-o", got, w.url("/large"))
