@@ -90,9 +90,9 @@ type Options struct {
 	// AcceptProxy is where sessions come from that begin with a PROXY header;
 	// from there each must. A header from elsewhere is an error. Empty: none.
 	AcceptProxy []netip.Prefix
-	Limits    Limits
-	Timeouts  Timeouts
-	TCP       TCPOptions
+	Limits      Limits
+	Timeouts    Timeouts
+	TCP         TCPOptions
 	// Routes are tried in order, the first match wins. A listener without
 	// routes in the file has a single one here, with an empty name.
 	Routes []RouteOptions

@@ -211,7 +211,11 @@ func (s *session) Dialed(d *upstream.Dial, o upstream.Outcome) {
 	if l := &s.table.opts.Limits; l.BandwidthIn > 0 || l.BandwidthOut > 0 {
 		shaper = splice.NewShaper(l.BandwidthIn, l.BandwidthOut)
 	}
-	s.relay.Join(d.FD, d.Token, d.Events, splice.TLS{Conn: d.TLS, Kernel: d.Kernel}, shaper)
+	secure := splice.TLS{Conn: d.TLS, Kernel: d.Kernel}
+	if d.Ticket != nil {
+		secure.First = d.Ticket
+	}
+	s.relay.Join(d.FD, d.Token, d.Events, secure, shaper)
 }
 
 // watch starts the timer for whatever is due first while relaying.

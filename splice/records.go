@@ -37,12 +37,14 @@ var ErrTruncated = errors.New("the TLS stream ended without close_notify: it may
 // leg is the TLS of one side.
 type leg struct {
 	conn     *tlsrecord.Conn
-	part     *kept // an incomplete record, as read
-	records  int   // kernel: sent since the last KeyUpdate, estimated
-	kernel   bool  // the kernel seals and opens
-	err      error // why there is no going on
-	notified bool  // close_notify, or a fatal alert, is on its way to the peer
-	cold     bool  // the ciphers have been given up, see [Relay.Shed]
+	part     *kept                            // an incomplete record, as read
+	records  int                              // kernel: sent since the last KeyUpdate, estimated
+	err      error                            // why there is no going on
+	first    interface{ Take(record []byte) } // see [TLS]; nil: nothing wants it
+	sealedAt uint32                           // coarse clock of the last record to the peer
+	kernel   bool                             // the kernel seals and opens
+	notified bool                             // close_notify, or a fatal alert, is on its way to the peer
+	cold     bool                             // the ciphers have been given up, see [Relay.Shed]
 }
 
 // sealed are the buffers of one loop for TLS.
@@ -64,6 +66,9 @@ func (e *Engine) sealed() *sealed {
 type TLS struct {
 	Conn   *tlsrecord.Conn // nil: there is none
 	Kernel bool            // the socket has been given the keys
+	// First is given the first record that comes, if it holds no application
+	// data, as it came; nil: nothing wants it.
+	First interface{ Take(record []byte) }
 }
 
 // SecureClient puts TLS on the client's side, before Join.
@@ -87,6 +92,7 @@ func (r *Relay) Shed() {
 	for _, s := range [...]*side{&r.client, &r.server} {
 		if s.tls != nil {
 			s.tls.conn.Shed()
+			s.tls.first = nil
 			s.tls.cold = true
 		}
 	}
@@ -154,6 +160,12 @@ func (r *Relay) open(src, dst *side, want int) int {
 			break
 		}
 		typ, p, err := l.conn.Open(b.plain[plain:], data[:size])
+		if l.first != nil {
+			if err == nil && typ == tlsrecord.Handshake {
+				l.first.Take(data[:size])
+			}
+			l.first = nil
+		}
 		data = data[size:]
 		if err == nil && typ == tlsrecord.ApplicationData {
 			plain += len(p)
@@ -226,6 +238,10 @@ func (r *Relay) sendAlert(s *side, alert uint8) {
 // seal reads from src, and sends it as records to dst.
 func (r *Relay) seal(src, dst *side, want int) int {
 	b := r.engine.sealed()
+	if r.paused(dst.tls) {
+		src.state &^= splicing
+		src.runs = 0
+	}
 	if src.state&splicing != 0 {
 		return r.sealBulk(src, dst, want)
 	}
@@ -254,15 +270,20 @@ func (r *Relay) seal(src, dst *side, want int) int {
 	return n
 }
 
+// paused reports whether the records to a peer begin small again. What the peer
+// has sent meanwhile is no matter: it may be the request.
+func (r *Relay) paused(l *leg) bool { return r.engine.coarse()-l.sealedAt > pauseCoarse }
+
 // sealFrom sends plain, which was read from src, as records to dst.
 func (r *Relay) sealFrom(src, dst *side, plain []byte, flags int) {
 	e, c := r.engine, dst.tls.conn
 	r.warm(dst.tls)
 	out := e.tls.out[:]
 	head := c.Header()
-	if e.coarse()-r.active > pauseCoarse {
+	if r.paused(dst.tls) {
 		src.runs = 0
 	}
+	dst.tls.sealedAt = e.coarse()
 	total, pos := len(plain), 0
 	for len(plain) > 0 {
 		if c.Due() {
@@ -315,6 +336,7 @@ func (r *Relay) sealBulk(src, dst *side, want int) int {
 		return n
 	}
 	r.warm(dst.tls)
+	dst.tls.sealedAt = e.coarse()
 	if c.Due() {
 		// Rare: once in 2²⁴ records, or when the peer asks for new keys.
 		due := c.AppendDue(b.in[:0])

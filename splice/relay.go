@@ -110,7 +110,7 @@ func (r *Relay) Join(serverFD int, t reactor.Token, ev reactor.Events, tls TLS, 
 	r.engine.Loop.SetHandler(t, (*serverSide)(r))
 	r.server = side{token: t, fd: int32(serverFD), state: writable}
 	if tls.Conn != nil {
-		r.server.tls = &leg{conn: tls.Conn, kernel: tls.Kernel}
+		r.server.tls = &leg{conn: tls.Conn, kernel: tls.Kernel, first: tls.First}
 		r.server.state |= readable
 	}
 	r.joined = true

@@ -29,6 +29,7 @@ type Handshake struct {
 	Records    *tlsrecord.Conn // nil: the record layer does not know the version or suite, Conn goes on
 	InKernel   bool            // the socket has been given the keys of Records
 	Conn       *tls.Conn       // only without Records
+	Ticket     *NewTicket      // wants the first record of a TLS 1.3 server; nil: nothing does
 	Version    uint16
 	Suite      uint16
 	Resumed    bool
@@ -113,6 +114,9 @@ func (h *Handshake) run() {
 	}
 	if attached && w.kernel.Covers(h.Version, h.Suite) {
 		h.toKernel()
+	}
+	if h.Context == nil && h.Err == nil && h.Version == tls.VersionTLS13 && w.wantTicket(h) {
+		h.Ticket = &NewTicket{c}
 	}
 }
 
@@ -206,5 +210,5 @@ func (h *Handshake) Discard() {
 		h.Records.Wipe()
 		h.Records = nil
 	}
-	h.Conn = nil
+	h.Conn, h.Ticket = nil, nil
 }

@@ -5,6 +5,7 @@ import (
 	"iter"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"edgeproxy/internal/ktls"
 )
@@ -42,7 +43,8 @@ type worker struct {
 	free    []*coroutine
 	current *Handshake // whose coroutine runs: the key log is about this one
 	configs map[*tls.Config]*tls.Config
-	kernel  *ktls.Support // nil: kernel TLS is not used
+	tickets map[*tls.Config]time.Time // when one of a server was last waited for
+	kernel  *ktls.Support             // nil: kernel TLS is not used
 }
 
 // NewPool starts n workers. With kernel they hand sessions that it covers over
@@ -50,7 +52,7 @@ type worker struct {
 func NewPool(n int, kernel *ktls.Support) *Pool {
 	p := &Pool{}
 	for range n {
-		w := &worker{wake: make(chan struct{}, 1), most: maxActive, active: map[*Handshake]struct{}{}, configs: map[*tls.Config]*tls.Config{}, kernel: kernel}
+		w := &worker{wake: make(chan struct{}, 1), most: maxActive, active: map[*Handshake]struct{}{}, configs: map[*tls.Config]*tls.Config{}, tickets: map[*tls.Config]time.Time{}, kernel: kernel}
 		p.workers = append(p.workers, w)
 		p.wg.Go(w.run)
 	}

@@ -1,6 +1,7 @@
 package tlsterm
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -31,9 +32,10 @@ var errTooMuch = fmt.Errorf("the peer's handshake is longer than %d KiB", maxHan
 // follow the handshake. Where the socket is not ready, the coroutine parks.
 type stream struct {
 	h       *Handshake
-	inner   net.Conn // after the handshake, where crypto/tls goes on; else nil
-	left    int      // of the record being read
-	total   int      // of all records, headers included
+	inner   net.Conn      // after the handshake, where crypto/tls goes on; else nil
+	fed     *bytes.Reader // after the handshake, what crypto/tls is given: see [NewTicket]; else nil
+	left    int           // of the record being read
+	total   int           // of all records, headers included
 	head    [recordHeader]byte
 	headLen int
 	in, out hello
@@ -70,6 +72,9 @@ func (h *hello) random() []byte {
 func (s *stream) Read(b []byte) (int, error) {
 	if s.inner != nil {
 		return s.innerRead(b)
+	}
+	if s.fed != nil {
+		return s.fedRead(b)
 	}
 	if len(b) == 0 {
 		return 0, nil
@@ -138,6 +143,9 @@ func (s *stream) recv(b []byte) (int, error) {
 func (s *stream) Write(b []byte) (int, error) {
 	if s.inner != nil {
 		return s.inner.Write(b)
+	}
+	if s.fed != nil {
+		return s.fedWrite(b)
 	}
 	s.out.addRecords(b)
 	if s.h.Context != nil {

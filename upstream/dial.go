@@ -52,12 +52,13 @@ type Dial struct {
 	FD      int           // connected socket
 	Token   reactor.Token // its registration
 	Events  reactor.Events
-	Err     error           // of the last attempt
-	Retries int             // attempts after the first
-	Took    time.Duration   // the last attempt's connect
-	TLS     *tlsrecord.Conn // re-encryption; nil: none, or Bridge
-	Kernel  bool            // … by the kernel, which has the keys of TLS
-	Bridge  *tlsterm.Bridge // re-encryption that crypto/tls does; FD is the loop's end
+	Err     error              // of the last attempt
+	Retries int                // attempts after the first
+	Took    time.Duration      // the last attempt's connect
+	TLS     *tlsrecord.Conn    // re-encryption; nil: none, or Bridge
+	Kernel  bool               // … by the kernel, which has the keys of TLS
+	Ticket  *tlsterm.NewTicket // wants the first record from the server; nil: nothing does
+	Bridge  *tlsterm.Bridge    // re-encryption that crypto/tls does; FD is the loop's end
 
 	dialer  *Dialer
 	group   *Group

@@ -65,7 +65,7 @@ func (s *securing) finish() {
 		return
 	}
 	if s.Records != nil {
-		d.TLS, d.Kernel = s.Records, s.InKernel
+		d.TLS, d.Kernel, d.Ticket = s.Records, s.InKernel, s.Ticket
 		d.established()
 		return
 	}
