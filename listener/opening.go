@@ -22,7 +22,7 @@ func (s *session) ClientReady(ev reactor.Events) {
 		s.more.handshake.Wake()
 		return
 	}
-	if ev&(reactor.Hangup|reactor.Failed) != 0 {
+	if ev&reactor.Hangup != 0 || ev&reactor.Failed != 0 && !s.relay.ClientInKernel() {
 		s.end(ClientReset, s.relay.ClientFailed())
 		return
 	}
@@ -37,8 +37,8 @@ func (s *session) ClientReady(ev reactor.Events) {
 // late ends a session that has not got to a server in time.
 func (s *session) late() {
 	t := s.table
-	if s.phase == PhaseSniff && t.sniffTimeout > 0 && time.Duration(s.a.w.loop.Now()-s.begun) < t.handshake {
-		s.startDeadline()
+	if s.phase == PhaseSniff && t.sniffTimeout > 0 && (t.handshake == 0 || time.Duration(s.a.w.loop.Now()-s.begun) < t.handshake) {
+		s.sniffed()
 		if b, _, err := s.peek(); err == nil && len(b) == 0 {
 			s.choose(&facts{source: s.source.Addr(), port: s.localPort(), info: new(sniff.Info)}, 0)
 		}
@@ -153,11 +153,23 @@ func (s *session) readHeader() {
 func (s *session) startSniffing(want sniff.Set) {
 	again := s.phase == PhaseSniff || s.more != nil
 	s.phase, s.want = PhaseSniff, s.want|want
-	if t := s.table; t.sniffTimeout > 0 && (t.handshake == 0 || t.sniffTimeout < t.handshake) {
-		s.a.w.loop.StartTimer(&s.timer, t.sniffTimeout)
+	if t, loop := s.table, s.a.w.loop; t.sniffTimeout > 0 {
+		due := t.sniffTimeout
+		if t.handshake > 0 { // which is no longer for a PROXY header that took its time
+			due = min(due, t.handshake-time.Duration(loop.Now()-s.begun))
+		}
+		loop.StartTimer(&s.timer, due)
 	}
 	if again {
 		s.sniff() // there may be no further event
+	}
+}
+
+// sniffed has timeouts.handshake count again instead of timeouts.sniff.
+func (s *session) sniffed() {
+	if s.table.sniffTimeout > 0 {
+		s.a.w.loop.StopTimer(&s.timer)
+		s.startDeadline()
 	}
 }
 
@@ -203,9 +215,7 @@ func (s *session) sniff() {
 		s.end(BadProxyHeader, fmt.Errorf("a PROXY header from %v, which is not in accept_proxy_protocol.from", s.source.Addr()))
 		return
 	}
-	if t.sniffTimeout > 0 {
-		s.startDeadline()
-	}
+	s.sniffed()
 	if len(in.ServerName) > 0 {
 		s.detail().sni = intern(string(in.ServerName))
 	}
