@@ -29,7 +29,7 @@
 //	record of another type        EIO     EINVAL  n ≥ 0, its type  Recv; an empty one, too, has its type
 //	 … behind data                n       n       n, Data          then as above
 //	wrong MAC, no inner type      EBADMSG EBADMSG EBADMSG          bad_record_mac; for good
-//	outer type not Data           (1.3) as if the MAC were wrong, or as the next line
+//	outer type not Data, forged   EBADMSG EBADMSG EBADMSG          as if the MAC were wrong, or as the next line
 //	header: length, version       EMSGSIZE or EINVAL, EBADMSG where it is too short: once, then EAGAIN for good
 //	KeyUpdate has been received   EKEYEXPIRED until SetKeys, even when there is nothing to read (7.3);
 //	                              6.1 and 6.12 use the old key, hence EBADMSG
@@ -42,6 +42,9 @@
 //     the stream is dead: nothing more will ever be reported.
 //   - A bad header is announced by EPOLLERR without EPOLLIN (6.1: with). Do not
 //     ask for SO_ERROR, which takes the error away; ask Recv.
+//   - TLS 1.2 with AES-GCM: a header is judged when 13 bytes are there, with the
+//     explicit nonce. Whoever sends less looks like one who stopped within a
+//     record. TLS 1.3: the outer type of an authentic record is not looked at.
 //   - Errors of receiving come out of sends, too: all of a bad header, and
 //     EBADMSG once Recv has seen it. [AlertOf] tells which these are. [Fatal]
 //     clears them, so that the peer can still be told.

@@ -1,6 +1,7 @@
 package ktls
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -256,6 +257,8 @@ func testResults(t *testing.T, sup Support) {
 			answers{"1 EBADMSG EBADMSG", "1 EBADMSG EBADMSG", "1/23 EBADMSG EBADMSG"}, "EBADMSG EBADMSG"},
 		{"outer type", func(s *session) { s.arrive(plain(99, 0x0303, 32)) },
 			answers{"EBADMSG EBADMSG EBADMSG", "EBADMSG EBADMSG EBADMSG", "EBADMSG EBADMSG EBADMSG"}, "EBADMSG EBADMSG"},
+		{"outer type of a record that is authentic", func(s *session) { r := s.in.seal(Data, "hello"); r[0] = 99; s.arrive(r) },
+			answers{"5 EAGAIN EAGAIN", "5 EAGAIN EAGAIN", "5/23 EAGAIN EAGAIN"}, "EAGAIN EAGAIN"},
 		{"unencrypted alert", func(s *session) { s.arrive([]byte{21, 3, 3, 0, 2, 1, 0}) },
 			answers{"EBADMSG EAGAIN EAGAIN", "EBADMSG EAGAIN EAGAIN", "EBADMSG EAGAIN EAGAIN"}, "EAGAIN EAGAIN"},
 		{"no length", func(s *session) { s.arrive(plain(Data, 0x0303, 0)) },
@@ -295,6 +298,26 @@ func testResults(t *testing.T, sup Support) {
 
 // A bad header is told to whoever comes first, and to receivers once.
 func testHeaderErrorsReachSends(t *testing.T, _ Support) {
+	// The header of TLS 1.2 with AES-GCM has 13 bytes, for the kernel, and it
+	// judges only a whole one.
+	p := &prober{deadline: time.Now().Add(time.Minute)}
+	t.Cleanup(p.closeAll)
+	far, near, err := p.pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := randomKeys(version12, 0xc02f)
+	if err := errors.Join(Attach(near), SetKeys(near, TX, keys), SetKeys(near, RX, keys)); err != nil {
+		t.Fatal(err)
+	}
+	s := &session{t: t, p: p, far: far, near: near}
+	if err := p.write(far, []byte{Data, 9, 9, 0, 64, 0, 0, 0, 0, 0, 0, 0}); err != nil {
+		t.Fatal(err)
+	}
+	s.want("recv", "EAGAIN")
+	s.arrive([]byte{0})
+	s.want("recv recv", "EINVAL EAGAIN")
+
 	for errno, record := range map[unix.Errno][]byte{
 		unix.EINVAL:   {Data, 9, 9, 0, 32, 0},
 		unix.EMSGSIZE: {Data, 3, 3, 0x48, 0, 0},

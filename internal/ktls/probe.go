@@ -49,8 +49,8 @@ var representative = []struct {
 }
 
 // probeTime bounds all waiting of a probe. Everything happens on loopback: a
-// probe that works waits for nothing.
-const probeTime = 2 * time.Second
+// probe that works waits for little but the loading of modules.
+const probeTime = 10 * time.Second
 
 // Probe tries what the relay needs on loopback connections of its own. It
 // may make the kernel load modules, which takes CAP_NET_ADMIN: call it before
