@@ -23,6 +23,11 @@ func (s *side) userTLS() bool { return s.tls != nil && !s.tls.kernel }
 // kernelTLS reports whether they are by the kernel.
 func (s *side) kernelTLS() bool { return s.tls != nil && s.tls.kernel }
 
+// ClientInKernel reports whether the kernel opens the client's records. An
+// error of the socket without a hang-up is then about one of them, and Join
+// will find it.
+func (r *Relay) ClientInKernel() bool { return r.client.kernelTLS() }
+
 // emptied reports whether a read of s that brought less than it had room for
 // has emptied the socket: what comes after it is a new edge, unless the edge
 // of a FIN or an error has been and gone, or the kernel's TLS has stopped at a
