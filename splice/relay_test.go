@@ -27,6 +27,7 @@ type bench struct {
 	client, server stream // the far ends
 	ended          chan Cause
 	err            error
+	warmed         int // on the loop
 }
 
 type stream interface {
@@ -40,7 +41,7 @@ func (b *bench) RelayHalfClosed() {}
 
 func (b *bench) ClientReady(reactor.Events) {}
 
-func (b *bench) RelayWarm() {}
+func (b *bench) RelayWarm() { b.warmed++ }
 
 func (b *bench) RelayEnded(c Cause) {
 	b.err = b.relay.Err()
@@ -49,6 +50,12 @@ func (b *bench) RelayEnded(c Cause) {
 }
 
 func newBench(t *testing.T, network string, maxPipes int, shaper *Shaper) *bench {
+	t.Helper()
+	return newSecureBench(t, network, maxPipes, shaper, TLS{}, TLS{})
+}
+
+// newSecureBench is newBench with what seals and opens the relay's sides.
+func newSecureBench(t *testing.T, network string, maxPipes int, shaper *Shaper, client, server TLS) *bench {
 	t.Helper()
 	l, err := reactor.New(0, -1)
 	if err != nil {
@@ -81,7 +88,10 @@ func newBench(t *testing.T, network string, maxPipes int, shaper *Shaper) *bench
 		if err != nil {
 			t.Error(err)
 		}
-		b.relay.Join(sfd, tok, 0, TLS{}, shaper)
+		if client.Conn != nil {
+			b.relay.SecureClient(client)
+		}
+		b.relay.Join(sfd, tok, 0, server, shaper)
 	})
 	return b
 }
