@@ -224,7 +224,6 @@ func TestTLSHandshakeLimits(t *testing.T) {
 type fragments struct {
 	net.Conn
 	record, segment int
-	hello           bool // only the first record, which is not encrypted
 	done            bool
 }
 
