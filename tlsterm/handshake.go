@@ -138,7 +138,10 @@ func (h *Handshake) toKernel() {
 // come from the peer.
 func (h *Handshake) fail(err error) {
 	const most = 300
-	if errors.Is(err, io.EOF) {
+	switch {
+	case err.Error() == "tls: no certificates configured":
+		err = errors.New("no certificate for the name that the client asks for, and strict_sni refuses others")
+	case errors.Is(err, io.EOF):
 		err = errors.New("the peer has closed the connection during the handshake")
 	}
 	if text := err.Error(); len(text) > most && !errors.Is(err, errCancelled) {

@@ -153,6 +153,8 @@ func parseTicketKeys(data []byte) (*ticketMasters, error) {
 	var keys []*ticketMaster
 	if ticketKeyLen(len(data)) && !isText(data) {
 		keys = append(keys, &ticketMaster{secret: bytes.Clone(data)})
+	} else if len(data) > 0 && !isText(data) {
+		return nil, fmt.Errorf("%d bytes that are no text: a raw key has 48 or 80; %w", len(data), errTicketKeys)
 	} else {
 		n := 0
 		for line := range bytes.Lines(data) {
