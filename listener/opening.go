@@ -72,10 +72,10 @@ func (s *session) peek() (b []byte, fin bool, err error) {
 	return nil, false, errno
 }
 
-// consume takes n bytes that peek has shown.
+// consume takes n bytes that peek has shown; they are gone from the scratch
+// buffer, too.
 func (s *session) consume(n int) error {
 	for n > 0 {
-		// With MSG_TRUNC the kernel throws them away (tcp(7)).
 		m, errno := recvFlags(s.relay.ClientFD(), s.a.w.engine.Scratch()[:n], 0)
 		if errno == unix.EINTR {
 			continue
