@@ -353,7 +353,7 @@ func (o *handshaking) finish() {
 		s.end(Overloaded, err)
 		return
 	}
-	if o.ALPN == acmeALPN {
+	if o.ALPN == acmeALPN || s.routeNo < 0 {
 		// The handshake was all that the certificate authority wanted.
 		s.relay.Alert(tlsrecord.AlertCloseNotify)
 		s.end(ClientClosed, nil)
