@@ -79,7 +79,7 @@ func (f *floor) watch() {
 }
 
 // errTwice would be the end of a handshake that is told of twice.
-var errTwice = errors.New("Done was called twice")
+var errTwice = errors.New("the end was told twice: Done was called twice")
 
 // start begins h on one end of a new connection. The result is the other end;
 // ended has h when it is done.
