@@ -169,7 +169,11 @@ func (d *details) end(s *session, e End) {
 		if secure {
 			s.a.ln.engines[d.engines[leg]].Add(-1)
 		}
-		if b := d.bridges[leg]; b != nil && !e.orderly() {
+		switch b := d.bridges[leg]; {
+		case b == nil:
+		case e.orderly():
+			b.Linger()
+		default:
 			b.Abort()
 		}
 	}

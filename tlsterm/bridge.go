@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -115,6 +116,13 @@ func (b *Bridge) failed(err error) {
 		b.fail(err)
 	}
 }
+
+// lingering is how long a peer may take for what it has not read yet, once the
+// session has ended in good order.
+const lingering = 30 * time.Second
+
+// Linger leaves the bridge to end by itself, and sees to it that it does.
+func (b *Bridge) Linger() { b.peer.SetDeadline(time.Now().Add(lingering)) }
 
 // Abort ends the bridge; the TLS peer sees a reset.
 func (b *Bridge) Abort() {

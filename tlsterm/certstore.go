@@ -118,8 +118,10 @@ type certStore struct {
 
 	index atomic.Pointer[certIndex]
 
-	pending  dirty      // slots that are bad, but not long enough to say so
-	eventMu  sync.Mutex // makes events come one at a time
+	started  atomic.Bool
+	ask      chan chan []error // see refresh
+	pending  dirty             // slots that are bad, but not long enough to say so
+	eventMu  sync.Mutex        // makes events come one at a time
 	ctx      context.Context
 	cancel   context.CancelFunc
 	running  sync.WaitGroup
@@ -163,7 +165,7 @@ func newCertStore(o *Options, env certEnv) (*certStore, error) {
 	if env.sweep == 0 {
 		env.sweep = defaultSweep
 	}
-	s := &certStore{name: o.Name, env: env, strict: o.StrictSNI, staple: o.OCSPStapling}
+	s := &certStore{name: o.Name, env: env, strict: o.StrictSNI, staple: o.OCSPStapling, ask: make(chan chan []error)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.stapling.init(s)
 	var errs []error
@@ -194,16 +196,7 @@ func newCertStore(o *Options, env certEnv) (*certStore, error) {
 		s.sources = append(s.sources, src)
 	}
 	s.scan(everything, time.Now())
-	for _, src := range s.sources {
-		if src.listing.err != nil {
-			errs = append(errs, src.listing.err)
-		}
-		for _, stem := range src.stems() {
-			if err := src.slots[stem].problem.err; err != nil {
-				errs = append(errs, err)
-			}
-		}
-	}
+	errs = append(errs, s.problems()...)
 	if len(errs) == 0 {
 		errs = append(errs, s.rebuild())
 		if len(s.certificates())+len(s.dynamic) == 0 {
@@ -222,6 +215,21 @@ func newCertStore(o *Options, env certEnv) (*certStore, error) {
 		s.stapling.inherit(env.previous)
 	}
 	return s, nil
+}
+
+// problems is what is wrong with the files, by the last scan.
+func (s *certStore) problems() (errs []error) {
+	for _, src := range s.sources {
+		if src.listing.err != nil {
+			errs = append(errs, src.listing.err)
+		}
+		for _, stem := range src.stems() {
+			if err := src.slots[stem].problem.err; err != nil {
+				errs = append(errs, err)
+			}
+		}
+	}
+	return errs
 }
 
 // joined names the block in every error. Of a folder full of them the first
@@ -245,6 +253,7 @@ func (s *certStore) start() {
 	for _, c := range s.index.Load().all {
 		s.announce(c)
 	}
+	s.started.Store(true)
 	s.running.Go(s.watch)
 	if s.staple {
 		s.running.Go(s.stapling.run)

@@ -1,11 +1,13 @@
 package tlsterm
 
 import (
+	"bytes"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"runtime/debug"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -74,7 +76,7 @@ func (h *Handshake) run() {
 		if p := recover(); p != nil {
 			// Hostile certificates have made crypto/x509 panic before: that
 			// is one connection's end, not the process's.
-			h.fail(fmt.Errorf("panic during the handshake: %v\n%.2000s", p, debug.Stack()))
+			h.fail(fmt.Errorf("panic during the handshake, in %s: %v", panicked(debug.Stack()), p))
 		}
 		h.secrets.wipe()
 		h.Took = time.Since(began)
@@ -134,6 +136,18 @@ func (h *Handshake) toKernel() {
 	h.Records.Shed()
 }
 
+// panicked names the functions that a panic came from, innermost first.
+func panicked(stack []byte) string {
+	var names []string
+	_, below, _ := bytes.Cut(stack, []byte("panic("))
+	for line := range bytes.Lines(below) {
+		if end := bytes.LastIndexByte(line, '('); end > 0 && line[0] != '\t' && len(names) < 3 {
+			names = append(names, string(line[:end]))
+		}
+	}
+	return strings.Join(names, " < ")
+}
+
 // fail notes why there is no session. The text is bounded: parts of it may
 // come from the peer.
 func (h *Handshake) fail(err error) {
@@ -141,7 +155,7 @@ func (h *Handshake) fail(err error) {
 	switch {
 	case err.Error() == "tls: no certificates configured":
 		err = errors.New("no certificate for the name that the client asks for, and strict_sni refuses others")
-	case errors.Is(err, io.EOF):
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		err = errors.New("the peer has closed the connection during the handshake")
 	}
 	if text := err.Error(); len(text) > most && !errors.Is(err, errCancelled) {

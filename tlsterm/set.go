@@ -93,12 +93,15 @@ func (s *Set) prepare(old *Set, before *Context, o Options) (*Context, error) {
 	if err != nil {
 		failed(fmt.Errorf("ticket_keys: %w", err))
 	}
-	if len(errs) == 0 && before != nil && reflect.DeepEqual(before.opts, o) && before.auth.sum == auth.sum {
-		return before, nil
-	}
 	var certs *certStore
 	if before != nil && sameCertificates(&before.opts, &o) {
 		certs = before.certs
+		if err := certs.refresh(); err != nil {
+			errs = append(errs, err)
+		}
+		if len(errs) == 0 && reflect.DeepEqual(before.opts, o) && before.auth.sum == auth.sum {
+			return before, nil
+		}
 	} else {
 		env := certEnv{events: s.env.events(), acme: s.env.acmeSource}
 		if before != nil {

@@ -45,7 +45,10 @@ func (s *certStore) watch() {
 	pause := debounce
 	todo.all = true
 	for {
+		var asked chan []error
 		select {
+		case asked = <-s.ask:
+			todo.all = true
 		case <-s.ctx.Done():
 			return
 		case e := <-notify.Events:
@@ -70,6 +73,9 @@ func (s *certStore) watch() {
 		if changed {
 			s.stapling.changed()
 		}
+		if asked != nil {
+			asked <- s.problems()
+		}
 		if w.notify != nil && (changed || full) {
 			w.aim(s.sources)
 		}
@@ -80,6 +86,26 @@ func (s *certStore) watch() {
 		took := time.Since(began)
 		pause = max(debounce, 2*took)
 		slow.Reset(max(sweep, 50*took))
+	}
+}
+
+// refresh looks at all files at once, as a reload wants it. The error joins
+// what is wrong with them, whether that is new or not.
+func (s *certStore) refresh() error {
+	if !s.started.Load() {
+		return nil // read a moment ago
+	}
+	answer := make(chan []error, 1)
+	select {
+	case s.ask <- answer:
+	case <-s.ctx.Done():
+		return nil
+	}
+	select {
+	case errs := <-answer:
+		return s.joined(errs)
+	case <-s.ctx.Done():
+		return nil
 	}
 }
 
