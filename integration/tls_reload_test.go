@@ -109,7 +109,9 @@ func TestTLSReloadKeepsSessions(t *testing.T) {
 	renewed := l.ca.Server(t, "app.test")
 	renewed.Write(t, l.dir, "app")
 	p.Reload(body(s.Addr()))
-	l.awaitShown(addr, renewed, time.Second)
+	if got := l.shown(addr); got != serialOf(renewed) {
+		t.Errorf("new connections see certificate %s, want %s", got, serialOf(renewed))
+	}
 	inParallel("after the reload", exchange)
 	p.Reload(body(s.Addr(), s.Addr()))
 	inParallel("after another", exchange)
@@ -120,6 +122,32 @@ func TestTLSReloadKeepsSessions(t *testing.T) {
 	ends := countBy(p.AccessLog(sessions+1), func(e Entry) string { return e.End })
 	if ends["client_closed"] < sessions || len(ends) != 1 {
 		t.Errorf("ends %v", ends)
+	}
+}
+
+// A reload is done when the files of blocks that have not changed are in use,
+// too; what is wrong with them is its error.
+func TestTLSReloadReadsFiles(t *testing.T) {
+	t.Parallel()
+	l := newTLSLab(t)
+	s := Serve(t, echo)
+	p := Start(t, l.edge(s.Addr()))
+	for range 5 {
+		renewed := l.ca.Server(t, "app.test")
+		renewed.Write(t, l.dir, "app")
+		p.SignalReload()
+		if got := l.shown(p.Addr("edge")); got != serialOf(renewed) {
+			t.Fatalf("new connections see certificate %s, want %s", got, serialOf(renewed))
+		}
+	}
+	before := l.shown(p.Addr("edge"))
+	testcert.WriteFile(t, l.dir, "app.crt", []byte("no certificate"))
+	p.Expect("app.crt")
+	if log := p.ReloadFails(l.edge(s.Addr())); !strings.Contains(log, "app.crt") {
+		t.Errorf("the log does not name the file: %s", log)
+	}
+	if got := l.shown(p.Addr("edge")); got != before {
+		t.Errorf("new connections see certificate %s, want %s", got, before)
 	}
 }
 
