@@ -350,15 +350,19 @@ func hostName(b []byte) ([]byte, bool) {
 	return b, label > 0
 }
 
-// isIPv4 reports whether a host name is a dotted quad.
+// isIPv4 reports whether a host name is a dotted quad. With leading zeros, which
+// some read as octal, it is none (RFC 6943, section 3.1.1).
 func isIPv4(b []byte) bool {
 	dots, n, digits := 0, 0, 0
 	for _, c := range b {
 		switch {
 		case c >= '0' && c <= '9':
+			if digits > 0 && n == 0 {
+				return false
+			}
 			n = n*10 + int(c-'0')
 			digits++
-			if digits > 3 || n > 255 {
+			if n > 255 {
 				return false
 			}
 		case c == '.' && digits > 0:
