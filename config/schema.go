@@ -173,13 +173,21 @@ func (b *block) allowed() string {
 	}
 	switch {
 	case len(s.attrs) > 0 && len(s.inner) > 0:
-		return what + "the attributes " + anyOf(s.attrs, "and") + ", and the blocks " + anyOf(s.inner, "and") + "."
+		return what + all("attribute", s.attrs) + ", and " + all("block", s.inner) + "."
 	case len(s.attrs) > 0:
-		return what + "the attributes " + anyOf(s.attrs, "and") + "."
+		return what + all("attribute", s.attrs) + "."
 	case len(s.inner) > 0:
-		return what + "the blocks " + anyOf(s.inner, "and") + "."
+		return what + all("block", s.inner) + "."
 	}
 	return what + "nothing."
+}
+
+// all names everything of a kind: "the attributes a and b", "the block c".
+func all(kind string, names []string) string {
+	if len(names) > 1 {
+		kind += "s"
+	}
+	return "the " + kind + " " + anyOf(names, "and")
 }
 
 // printed is a block as an example, with everything in it.
