@@ -14,9 +14,29 @@ const (
 	DefaultHalfClose = time.Minute
 	DefaultBacklog   = 65535
 	DefaultKeepalive = 5 * time.Minute
+
+	DefaultUDPIdle       = 30 * time.Second
+	DefaultReceiveBuffer = 4 << 20
+	DefaultSendBuffer    = 4 << 20
 )
 
-// Limits bound what one listener takes. Zero: no limit.
+// Network is what a listener listens for.
+type Network uint8
+
+const (
+	TCP Network = iota // connections; unix stream sockets as well
+	UDP                // datagrams
+)
+
+func (n Network) String() string {
+	if n == UDP {
+		return "udp"
+	}
+	return "tcp"
+}
+
+// Limits bound what one listener takes. Zero: no limit. Those of TLS
+// handshakes do not apply to UDP.
 type Limits struct {
 	Connections          int     // sessions at one time
 	ConnectionsPerSource int     // … of one source address (IPv6: of one /64)
@@ -28,11 +48,12 @@ type Limits struct {
 	HandshakeRate        float64 // TLS handshakes begun per second
 }
 
-// Timeouts of a session. Zero: the default; negative: off.
+// Timeouts of a session. Zero: the default; negative: off. Sniff and HalfClose
+// do not apply to UDP.
 type Timeouts struct {
-	Handshake time.Duration // from accept until a server is connected to; DefaultHandshake
+	Handshake time.Duration // from accept until a server is connected to; UDP: until a QUIC client's hello is whole; DefaultHandshake
 	Sniff     time.Duration // a client silent for so long is routed as one whose first bytes are unknown; default: off
-	Idle      time.Duration // no byte in either direction; DefaultIdle
+	Idle      time.Duration // no byte in either direction; DefaultIdle, DefaultUDPIdle
 	HalfClose time.Duration // no byte, after one side has finished sending; DefaultHalfClose
 	Lifetime  time.Duration // from accept to the end; default: off
 }
@@ -43,6 +64,28 @@ type TCPOptions struct {
 	Keepalive   time.Duration // idle time before the first probe, ≥ 1 s; 0: DefaultKeepalive; negative: off
 	UserTimeout time.Duration // TCP_USER_TIMEOUT (RFC 5482): unacknowledged data; 0: the kernel's; ≥ 1 ms
 	Delay       bool          // true: Nagle's algorithm on (TCP_NODELAY off)
+}
+
+// UDPOptions tune what only datagrams have.
+type UDPOptions struct {
+	// Responses ends a session with `responses_done` once each datagram of the
+	// client has been answered by so many of the server. 0: sessions end by time.
+	Responses int
+	// Requests is how many datagrams of the client make a session: the next one
+	// begins another, perhaps with another server. 0: no limit.
+	Requests int
+	// ReceiveBuffer and SendBuffer are asked for on each loop's listening
+	// socket, in bytes of payload and bookkeeping as the kernel counts them
+	// (SO_RCVBUF, SO_SNDBUF); without CAP_NET_ADMIN the kernel caps them at
+	// net.core.rmem_max and wmem_max. 0: DefaultReceiveBuffer, DefaultSendBuffer.
+	ReceiveBuffer int
+	SendBuffer    int
+	// NoOffload leaves UDP_GRO and UDP_SEGMENT alone.
+	NoOffload bool
+	// QUICServerID is the length in bytes, 1–15, of the server id that servers
+	// put behind the first byte of their connection ids (QUIC-LB, plaintext
+	// algorithm). 0: they do not.
+	QUICServerID int
 }
 
 // Match is a set of conditions, all of which must hold. An empty one holds always.
@@ -81,9 +124,10 @@ type RouteOptions struct {
 	TLS    string  // name of the `tls` block that terminates the session here; "": it is passed through
 }
 
-// Options describe a TCP listener.
+// Options describe a listener.
 type Options struct {
-	Name      string
+	Name      string // one of a kind among all listeners, whatever their networks
+	Network   Network
 	Addresses []Address
 	Allow     []netip.Prefix // empty: all
 	Deny      []netip.Prefix // wins over Allow
@@ -92,7 +136,8 @@ type Options struct {
 	AcceptProxy []netip.Prefix
 	Limits      Limits
 	Timeouts    Timeouts
-	TCP         TCPOptions
+	TCP         TCPOptions // of a TCP listener
+	UDP         UDPOptions // of a UDP listener
 	// Routes are tried in order, the first match wins. A listener without
 	// routes in the file has a single one here, with an empty name.
 	Routes []RouteOptions

@@ -22,9 +22,23 @@ const (
 type OnDown uint8
 
 const (
-	KeepSessions  OnDown = iota // they go on until they end by themselves
+	OnDownDefault OnDown = iota // TCP: KeepSessions; UDP: each goes on with another server from its next datagram on
+	KeepSessions                // they go on until they end by themselves
 	CloseSessions               // they are closed with `server_down`
 )
+
+// HashOn is what the policies maglev and ring_hash choose by.
+type HashOn uint8
+
+const (
+	HashSource      HashOn = iota // the client's address
+	HashSourcePort                // … and its port
+	HashSNI                       // the server name that the client asks for; without one, the client's address
+	HashDestination               // the address and port the client sends to
+)
+
+// HashOns holds the names used in configuration files, indexed by HashOn.
+var HashOns = []string{HashSource: "source", HashSourcePort: "source_port", HashSNI: "sni", HashDestination: "destination"}
 
 // ProxyProtocol is the version of the PROXY header sent to servers.
 type ProxyProtocol uint8
@@ -49,12 +63,16 @@ type ServerOptions struct {
 	Weight         int // 1–256; 0: DefaultWeight; negative: takes no new sessions
 	MaxConnections int // sessions at one time; 0: no limit
 	Tier           int // 0–255: used when no server of a lower tier is usable
+	// QUICServerID is what the server puts behind the first byte of its QUIC
+	// connection ids (QUIC-LB, plaintext), 1–15 bytes; "": not known beforehand.
+	QUICServerID string
 }
 
 // Options describe an upstream: a group of servers and how to use it.
 type Options struct {
 	Name           string
 	Balance        balance.Policy
+	HashOn         HashOn // with balance.Maglev and balance.RingHash
 	Servers        []ServerOptions
 	Health         []health.Options // all must pass; none: servers count as up
 	PanicThreshold float64          // 0–1: below this usable share health is ignored; 0: never

@@ -94,7 +94,7 @@ func (s *Server) OnDown() OnDown {
 	if g := s.group.Load(); g != nil {
 		return g.opts.OnDown
 	}
-	return KeepSessions
+	return OnDownDefault
 }
 
 // Release gives a lease back, exactly once.

@@ -68,7 +68,7 @@ func TestServersSurviveReloads(t *testing.T) {
 	}
 	changed.OnDown = CloseSessions
 	two, _ := Prepare(env, one, []Options{db, changed})
-	if got := was.member("a").OnDown(); got != KeepSessions {
+	if got := was.member("a").OnDown(); got != OnDownDefault {
 		t.Error("a prepared set is in force before Commit")
 	}
 	two.Commit(one)
@@ -99,7 +99,7 @@ func TestServersSurviveReloads(t *testing.T) {
 	if len(stats) != 2 || stats[0].Name != "db" || stats[1].Name != "web" || stats[1].Servers[1].Name != "b" {
 		t.Errorf("stats are not in the order of the configuration: %+v", stats)
 	}
-	if was.member("c").OnDown() != KeepSessions {
+	if was.member("c").OnDown() != OnDownDefault {
 		t.Error("a removed server follows the new options")
 	}
 }
@@ -114,7 +114,7 @@ func TestPreparedSetIsGivenUp(t *testing.T) {
 	o.Health = []health.Options{{Interval: time.Hour}}
 	Prepare(env, one, []Options{o})
 	m := one.Group("web").member("a")
-	if m.watching != nil || m.OnDown() != KeepSessions || m.group.Load() != one.Group("web") {
+	if m.watching != nil || m.OnDown() != OnDownDefault || m.group.Load() != one.Group("web") {
 		t.Error("Prepare has changed a running server")
 	}
 }

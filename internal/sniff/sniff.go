@@ -32,10 +32,11 @@ const (
 	RDP      // TPKT with an X.224 connection request
 	SOCKS5   // RFC 1928
 	Proxy    // a PROXY protocol header
+	QUIC     // in datagrams: nothing in this package looks for it
 	protocolCount
 )
 
-var names = [protocolCount]string{"unknown", "tls", "http", "ssh", "postgres", "redis", "mqtt", "rdp", "socks5", "proxy"}
+var names = [protocolCount]string{"unknown", "tls", "http", "ssh", "postgres", "redis", "mqtt", "rdp", "socks5", "proxy", "quic"}
 
 // String returns the name in configurations and logs.
 func (p Protocol) String() string {
