@@ -30,11 +30,15 @@ type Kind uint8
 const (
 	TCP  Kind = iota // connect, optionally send bytes and expect others
 	HTTP             // one HTTP/1.1 request
+	UDP              // send a datagram and wait for an answer, or for none to say "port unreachable"
 )
 
 func (k Kind) String() string {
-	if k == HTTP {
+	switch k {
+	case HTTP:
 		return "http"
+	case UDP:
+		return "udp"
 	}
 	return "tcp"
 }
