@@ -14,6 +14,7 @@ type Record struct {
 	ID            uint64
 	Loop          int // number of the loop the session lived on: lets a logger keep loops apart
 	Listener      string
+	Network       Network
 	Route         string         // "" for a listener without routes
 	Upstream      string         // "" when none was chosen
 	Server        string         // "" when none was chosen
@@ -23,6 +24,8 @@ type Record struct {
 	ServerAddress string         // "" when none was chosen
 	BytesIn       uint64         // client to server
 	BytesOut      uint64         // server to client
+	DatagramsIn   uint64         // UDP: client to server
+	DatagramsOut  uint64
 	Duration      time.Duration
 	Connect       time.Duration // from the choice of a server until it was connected to; 0 if it never was
 	Retries       int

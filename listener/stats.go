@@ -6,6 +6,7 @@ import "edgeproxy/internal/histogram"
 // over its loops. It survives reloads.
 type Stats struct {
 	Name         string
+	Network      Network
 	Addresses    []string // really bound ("127.0.0.1:41233" for a configured port 0)
 	Sessions     uint64   // accepted
 	Active       int64
@@ -17,4 +18,9 @@ type Stats struct {
 	AcceptPauses uint64 // times accepting was paused: descriptors or max_connections
 	Seconds      histogram.Data
 	TLS          TLSStats
+
+	// Of a UDP listener. What is dropped counts as neither in nor out.
+	DatagramsIn  uint64 // clients to servers
+	DatagramsOut uint64
+	Dropped      [dropCount]uint64
 }
