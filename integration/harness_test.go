@@ -46,6 +46,7 @@ type setup struct {
 	args    []string
 	user    *syscall.Credential
 	caps    []uintptr // the capabilities that user has
+	start   func(*exec.Cmd) error
 }
 
 // Option changes how [Start] runs the program.
@@ -76,6 +77,9 @@ func WithSocket(name string, f *os.File) Option {
 	}
 }
 
+// WithStart starts the process in another way, such as in a network of its own.
+func WithStart(start func(*exec.Cmd) error) Option { return func(s *setup) { s.start = start } }
+
 var nobody = &syscall.Credential{Uid: 65534, Gid: 65534}
 
 // asNobody runs the program without any privilege.
@@ -94,7 +98,7 @@ func WithArgs(args ...string) Option { return func(s *setup) { s.args = args } }
 // stops it.
 func Start(t testing.TB, body string, options ...Option) *Proxy {
 	t.Helper()
-	s := setup{workers: 2, log: `log { level = "info" }`}
+	s := setup{workers: 2, log: `log { level = "info" }`, start: (*exec.Cmd).Start}
 	for _, o := range options {
 		o(&s)
 	}
@@ -127,7 +131,7 @@ admin { address = %q }
 	p.cmd = command(program(t), &s, "run", "-c", p.file)
 	p.cmd.Env = append(p.cmd.Env, "NOTIFY_SOCKET="+p.path("notify.sock"))
 	p.cmd.Stdout, p.cmd.Stderr = errors, errors
-	if err := p.cmd.Start(); err != nil {
+	if err := s.start(p.cmd); err != nil {
 		t.Fatal(err)
 	}
 	go func() {
