@@ -23,12 +23,21 @@ const (
 	RoundRobin
 	// LeastConn takes the member with the fewest active sessions per weight.
 	LeastConn
+	// Maglev takes the member that a table names for the session's key: the
+	// same on every node that has the same members. See [Table].
+	Maglev
+	// RingHash does so by a ring of points. See [Table].
+	RingHash
 )
 
 // Policies holds the names used in configuration files, indexed by Policy.
-var Policies = []string{Random: "random", RoundRobin: "round_robin", LeastConn: "least_conn"}
+var Policies = []string{Random: "random", RoundRobin: "round_robin", LeastConn: "least_conn", Maglev: "maglev", RingHash: "ring_hash"}
 
 func (p Policy) String() string { return Policies[p] }
+
+// Keyed reports whether p chooses by a key, with a [Table], and not with a
+// [Picker].
+func (p Policy) Keyed() bool { return p == Maglev || p == RingHash }
 
 // ParsePolicy is the inverse of [Policy.String].
 func ParsePolicy(s string) (Policy, bool) {
