@@ -46,6 +46,13 @@ var tcpEnds = []listener.End{
 	listener.Overloaded, listener.InternalError,
 }
 
+// udpEnds are the same for UDP, where nobody closes and nothing is accepted.
+var udpEnds = []listener.End{
+	listener.IdleTimeout, listener.Lifetime, listener.ResponsesDone,
+	listener.Limited, listener.NoServer, listener.ConnectFailed, listener.ServerDown, listener.Drained,
+	listener.Overloaded, listener.InternalError,
+}
+
 // Gather implements [prometheus.Gatherer].
 func (g *gatherer) Gather() ([]*dto.MetricFamily, error) {
 	var all families
@@ -77,27 +84,42 @@ func (g *gatherer) process(all *families) {
 }
 
 func (g *gatherer) listeners(all *families) {
-	sessions := all.counter("sessions_total", "Sessions accepted.")
+	sessions := all.counter("sessions_total", "Sessions begun.")
 	active := all.gauge("sessions_active", "Sessions that live now.")
 	ends := all.counter("session_ends_total", "Sessions ended, by why they did.")
-	seconds := all.histogram("session_seconds", "How long sessions lasted, from accept to their end.")
+	seconds := all.histogram("session_seconds", "How long sessions lasted, from accept, or the first datagram, to their end.")
 	bytes := all.counter("bytes_total", "Bytes relayed, from clients (in) and to clients (out).")
 	spliced := all.counter("spliced_bytes_total", "Bytes relayed, in both directions, that never entered user space.")
 	errors := all.counter("accept_errors_total", "Failures of accept(2), a lack of descriptors among them.")
 	pauses := all.counter("accept_pauses_total", "Times that accepting was paused for want of descriptors or because of max_connections.")
+	datagrams := all.counter("datagrams_total", "UDP datagrams relayed, from clients (in) and to clients (out).")
+	dropped := all.counter("datagrams_dropped_total", "UDP datagrams, of clients and to them, that went nowhere, by why they did.")
 	for _, s := range g.source.Listeners() {
 		name := labels("listener", s.Name)
-		protocol := labels("listener", s.Name, "protocol", "tcp")
+		in, out := labels("listener", s.Name, "direction", "in"), labels("listener", s.Name, "direction", "out")
+		protocol := labels("listener", s.Name, "protocol", s.Network.String())
 		sessions.add(protocol, float64(s.Sessions))
 		active.add(protocol, float64(s.Active))
+		likely := tcpEnds
+		if s.Network == listener.UDP {
+			likely = udpEnds
+		}
 		for i, n := range s.Ends {
-			if end := listener.End(i); n > 0 || slices.Contains(tcpEnds, end) {
+			if end := listener.End(i); n > 0 || slices.Contains(likely, end) {
 				ends.add(labels("listener", s.Name, "reason", end.String()), float64(n))
 			}
 		}
 		seconds.addHistogram(name, s.Seconds)
-		bytes.add(labels("listener", s.Name, "direction", "in"), float64(s.BytesIn))
-		bytes.add(labels("listener", s.Name, "direction", "out"), float64(s.BytesOut))
+		bytes.add(in, float64(s.BytesIn))
+		bytes.add(out, float64(s.BytesOut))
+		if s.Network == listener.UDP {
+			datagrams.add(in, float64(s.DatagramsIn))
+			datagrams.add(out, float64(s.DatagramsOut))
+			for i, n := range s.Dropped {
+				dropped.add(labels("listener", s.Name, "reason", listener.Drop(i).String()), float64(n))
+			}
+			continue
+		}
 		spliced.add(name, float64(s.Spliced))
 		errors.add(name, float64(s.AcceptErrors))
 		pauses.add(name, float64(s.AcceptPauses))

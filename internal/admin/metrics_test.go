@@ -39,6 +39,8 @@ edgeproxy_bytes_total{listener="edge",direction="in"} 100
 edgeproxy_bytes_total{listener="edge",direction="out"} 2000
 edgeproxy_bytes_total{listener="quiet \"one\"",direction="in"} 0
 edgeproxy_bytes_total{listener="quiet \"one\"",direction="out"} 0
+edgeproxy_bytes_total{listener="dns",direction="in"} 30
+edgeproxy_bytes_total{listener="dns",direction="out"} 300
 edgeproxy_config_last_reload_success_timestamp_seconds 1.7000000005e+09
 edgeproxy_config_last_reload_successful 1
 edgeproxy_connect_seconds_bucket{upstream="web",le="0.001"} 5
@@ -49,6 +51,15 @@ edgeproxy_connect_seconds_count{upstream="web"} 6
 edgeproxy_connect_seconds_bucket{upstream="empty",le="+Inf"} 0
 edgeproxy_connect_seconds_sum{upstream="empty"} 0
 edgeproxy_connect_seconds_count{upstream="empty"} 0
+edgeproxy_datagrams_dropped_total{listener="dns",reason="no_route"} 0
+edgeproxy_datagrams_dropped_total{listener="dns",reason="limited"} 5
+edgeproxy_datagrams_dropped_total{listener="dns",reason="no_server"} 0
+edgeproxy_datagrams_dropped_total{listener="dns",reason="too_big"} 0
+edgeproxy_datagrams_dropped_total{listener="dns",reason="socket_full"} 0
+edgeproxy_datagrams_dropped_total{listener="dns",reason="malformed"} 0
+edgeproxy_datagrams_dropped_total{listener="dns",reason="denied"} 2
+edgeproxy_datagrams_total{listener="dns",direction="in"} 10
+edgeproxy_datagrams_total{listener="dns",direction="out"} 11
 edgeproxy_health_checks_total{upstream="web",server="s0",result="passed"} 20
 edgeproxy_health_checks_total{upstream="web",server="s0",result="failed"} 5
 edgeproxy_health_checks_total{upstream="web",server="s1",result="passed"} 20
@@ -104,7 +115,18 @@ edgeproxy_session_ends_total{listener="edge",reason="killed"} 1
 edgeproxy_session_ends_total{listener="edge",reason="drained"} 0
 edgeproxy_session_ends_total{listener="edge",reason="overloaded"} 0
 edgeproxy_session_ends_total{listener="edge",reason="internal_error"} 0
-%sedgeproxy_session_seconds_bucket{listener="edge",le="0.001"} 1
+%sedgeproxy_session_ends_total{listener="dns",reason="idle_timeout"} 0
+edgeproxy_session_ends_total{listener="dns",reason="lifetime"} 0
+edgeproxy_session_ends_total{listener="dns",reason="limited"} 0
+edgeproxy_session_ends_total{listener="dns",reason="no_server"} 0
+edgeproxy_session_ends_total{listener="dns",reason="connect_failed"} 0
+edgeproxy_session_ends_total{listener="dns",reason="server_down"} 0
+edgeproxy_session_ends_total{listener="dns",reason="killed"} 1
+edgeproxy_session_ends_total{listener="dns",reason="drained"} 0
+edgeproxy_session_ends_total{listener="dns",reason="responses_done"} 7
+edgeproxy_session_ends_total{listener="dns",reason="overloaded"} 0
+edgeproxy_session_ends_total{listener="dns",reason="internal_error"} 0
+edgeproxy_session_seconds_bucket{listener="edge",le="0.001"} 1
 edgeproxy_session_seconds_bucket{listener="edge",le="1"} 3
 edgeproxy_session_seconds_bucket{listener="edge",le="+Inf"} 6
 edgeproxy_session_seconds_sum{listener="edge"} 2.5
@@ -112,10 +134,17 @@ edgeproxy_session_seconds_count{listener="edge"} 6
 edgeproxy_session_seconds_bucket{listener="quiet \"one\"",le="+Inf"} 0
 edgeproxy_session_seconds_sum{listener="quiet \"one\""} 0
 edgeproxy_session_seconds_count{listener="quiet \"one\""} 0
+edgeproxy_session_seconds_bucket{listener="dns",le="0.001"} 1
+edgeproxy_session_seconds_bucket{listener="dns",le="1"} 3
+edgeproxy_session_seconds_bucket{listener="dns",le="+Inf"} 6
+edgeproxy_session_seconds_sum{listener="dns"} 2.5
+edgeproxy_session_seconds_count{listener="dns"} 6
 edgeproxy_sessions_active{listener="edge",protocol="tcp"} 2
 edgeproxy_sessions_active{listener="quiet \"one\"",protocol="tcp"} 0
+edgeproxy_sessions_active{listener="dns",protocol="udp"} 1
 edgeproxy_sessions_total{listener="edge",protocol="tcp"} 12
 edgeproxy_sessions_total{listener="quiet \"one\"",protocol="tcp"} 0
+edgeproxy_sessions_total{listener="dns",protocol="udp"} 9
 edgeproxy_spliced_bytes_total{listener="edge"} 1500
 edgeproxy_spliced_bytes_total{listener="quiet \"one\""} 0
 `, version.String(), version.Go(), quiet.String())

@@ -53,32 +53,52 @@ func (h *handler) status(w http.ResponseWriter, _ *http.Request) {
 }
 
 type listenerView struct {
-	Name         string            `json:"name"`
-	Protocol     string            `json:"protocol"`
-	Addresses    []string          `json:"addresses"`
-	Active       int64             `json:"sessions_active"`
-	Sessions     uint64            `json:"sessions_total"`
-	Ends         map[string]uint64 `json:"ends"` // those that have occurred
-	BytesIn      uint64            `json:"bytes_in"`
-	BytesOut     uint64            `json:"bytes_out"`
-	Spliced      uint64            `json:"spliced_bytes"`
-	AcceptErrors uint64            `json:"accept_errors"`
-	AcceptPauses uint64            `json:"accept_pauses"`
+	Name      string            `json:"name"`
+	Protocol  string            `json:"protocol"` // tcp, udp
+	Addresses []string          `json:"addresses"`
+	Active    int64             `json:"sessions_active"`
+	Sessions  uint64            `json:"sessions_total"`
+	Ends      map[string]uint64 `json:"ends"` // those that have occurred
+	BytesIn   uint64            `json:"bytes_in"`
+	BytesOut  uint64            `json:"bytes_out"`
+	*tcpView                    // nil unless Protocol says so
+	*udpView                    // nil unless Protocol says so
+}
+
+type tcpView struct {
+	Spliced      uint64 `json:"spliced_bytes"`
+	AcceptErrors uint64 `json:"accept_errors"`
+	AcceptPauses uint64 `json:"accept_pauses"`
+}
+
+type udpView struct {
+	DatagramsIn  uint64            `json:"datagrams_in"`
+	DatagramsOut uint64            `json:"datagrams_out"`
+	Dropped      map[string]uint64 `json:"dropped"` // datagrams, by why; those reasons that have occurred
 }
 
 func (h *handler) listeners(w http.ResponseWriter, _ *http.Request) {
 	all := []listenerView{}
 	for _, s := range h.source.Listeners() {
 		v := listenerView{
-			Name: s.Name, Protocol: "tcp", Addresses: append([]string{}, s.Addresses...),
+			Name: s.Name, Protocol: s.Network.String(), Addresses: append([]string{}, s.Addresses...),
 			Active: s.Active, Sessions: s.Sessions, Ends: map[string]uint64{},
-			BytesIn: s.BytesIn, BytesOut: s.BytesOut, Spliced: s.Spliced,
-			AcceptErrors: s.AcceptErrors, AcceptPauses: s.AcceptPauses,
+			BytesIn: s.BytesIn, BytesOut: s.BytesOut,
 		}
 		for i, n := range s.Ends {
 			if n > 0 {
 				v.Ends[listener.End(i).String()] = n
 			}
+		}
+		if s.Network == listener.UDP {
+			v.udpView = &udpView{s.DatagramsIn, s.DatagramsOut, map[string]uint64{}}
+			for i, n := range s.Dropped {
+				if n > 0 {
+					v.Dropped[listener.Drop(i).String()] = n
+				}
+			}
+		} else {
+			v.tcpView = &tcpView{s.Spliced, s.AcceptErrors, s.AcceptPauses}
 		}
 		all = append(all, v)
 	}
