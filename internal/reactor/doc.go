@@ -10,7 +10,8 @@
 //     a slot that was freed earlier in the same batch is dropped.
 //  4. What asked for another turn because it used up its budget.
 //  5. Timers that are due.
-//  6. Deferred closes: only now are descriptor numbers given back, so that no
+//  6. What was put off to the end of the turn, such as datagrams to be sent.
+//  7. Deferred closes: only now are descriptor numbers given back, so that no
 //     number is used anew within a batch.
 //
 // Everything marked "on the loop" may only be called from a handler, a timer

@@ -41,6 +41,11 @@ type Handler interface {
 	Ready(ev Events)
 }
 
+// Finisher is called at the end of a turn, on the loop: see [Loop.AtEnd].
+type Finisher interface {
+	Finish()
+}
+
 // Token names a registered descriptor: slot and generation.
 type Token uint64
 
@@ -77,6 +82,7 @@ type Loop struct {
 	closing []int32 // descriptors to close at the end of the turn
 	again   []Token
 	turn    []Token // again of the last turn, being worked off
+	last    []Finisher
 	events  [batch]unix.EpollEvent
 
 	mu      sync.Mutex
@@ -257,6 +263,11 @@ func (l *Loop) release(t Token, s *slot) {
 // next turn. On the loop.
 func (l *Loop) Again(t Token) { l.again = append(l.again, t) }
 
+// AtEnd has f called once at the end of this turn, when all events, further
+// turns and timers have been handled: what they have gathered can then leave in
+// one system call. On the loop.
+func (l *Loop) AtEnd(f Finisher) { l.last = append(l.last, f) }
+
 // Run turns the loop until [Loop.Stop], then closes every descriptor that is
 // left. It blocks.
 func (l *Loop) Run() {
@@ -290,6 +301,10 @@ func (l *Loop) Run() {
 		if tick := uint64(l.now) >> tickShift; tick > l.wheel.now {
 			l.wheel.advance(tick)
 		}
+		for i := 0; i < len(l.last); i++ { // a Finisher may add another
+			l.last[i].Finish()
+		}
+		l.last = l.last[:0]
 		for _, fd := range l.closing {
 			closeRaw(fd)
 		}

@@ -3,6 +3,7 @@
 package reactor
 
 import (
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -154,4 +155,41 @@ func BenchmarkWheelStartStop(b *testing.B) {
 		w.start(t, 5000)
 		w.stop(t)
 	}
+}
+
+type finisherFunc func()
+
+func (f finisherFunc) Finish() { f() }
+
+// What was put off comes after all events of the turn, once, and before its
+// descriptors are closed.
+func TestAtEnd(t *testing.T) {
+	l := startLoop(t)
+	a, b := socketPair(t)
+	defer unix.Close(b)
+	var order []string
+	ended := make(chan struct{})
+	l.Do(func() {
+		token, err := l.Add(a, Stream, handlerFunc(func(Events) {}))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		l.AtEnd(finisherFunc(func() {
+			order = append(order, "end")
+			if _, err := unix.Write(a, []byte{1}); err != nil {
+				t.Errorf("the descriptor is closed already: %v", err)
+			}
+			l.AtEnd(finisherFunc(func() { order = append(order, "again"); close(ended) }))
+		}))
+		order = append(order, "turn")
+		l.Close(token)
+	})
+	<-ended
+	l.Do(func() {})
+	l.Do(func() {
+		if want := []string{"turn", "end", "again"}; !slices.Equal(order, want) {
+			t.Errorf("%q, want %q", order, want)
+		}
+	})
 }
