@@ -88,6 +88,7 @@ type Dialer struct {
 	Loop       *reactor.Loop
 	Handshakes *tlsterm.Pool // for groups with TLS
 	free       *Dial
+	datagrams  Dial // what sessions of datagrams pick with
 	turn       uint32
 }
 
