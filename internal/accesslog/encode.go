@@ -50,10 +50,11 @@ func (e *encoder) appendDestination(b []byte, a netip.AddrPort) []byte {
 	return append(b, e.address...)
 }
 
-// protocol is what the client was seen to speak; tcp where nobody has looked.
+// protocol is what the client was seen to speak; tcp or udp where nobody has
+// looked, or nothing was known.
 func protocol(r *listener.Record) string {
 	if r.Protocol == sniff.Unknown {
-		return "tcp"
+		return r.Network.String()
 	}
 	return r.Protocol.String()
 }
@@ -107,6 +108,12 @@ func (e *encoder) appendJSON(b []byte, r *listener.Record) []byte {
 	b = strconv.AppendUint(b, r.BytesIn, 10)
 	b = append(b, `,"bytes_out":`...)
 	b = strconv.AppendUint(b, r.BytesOut, 10)
+	if r.Network == listener.UDP {
+		b = append(b, `,"datagrams_in":`...)
+		b = strconv.AppendUint(b, r.DatagramsIn, 10)
+		b = append(b, `,"datagrams_out":`...)
+		b = strconv.AppendUint(b, r.DatagramsOut, 10)
+	}
 	b = append(b, `,"duration_ms":`...)
 	b = appendMillis(b, r.Duration)
 	b = append(b, `,"connect_ms":`...)
@@ -128,7 +135,7 @@ func (e *encoder) appendJSON(b []byte, r *listener.Record) []byte {
 //
 //	TIME ID LISTENER/ROUTE SOURCE -> UPSTREAM/SERVER ADDRESS tcp in=… out=… …
 //
-// What is unknown is a dash.
+// UDP has in=BYTES/DATAGRAMS, and out= alike. What is unknown is a dash.
 func (e *encoder) appendConsole(b []byte, r *listener.Record) []byte {
 	b = e.appendTime(b, r.Time)
 	b = append(b, ' ')
@@ -180,8 +187,16 @@ func (e *encoder) appendConsole(b []byte, r *listener.Record) []byte {
 	}
 	b = append(b, " in="...)
 	b = strconv.AppendUint(b, r.BytesIn, 10)
+	if r.Network == listener.UDP {
+		b = append(b, '/')
+		b = strconv.AppendUint(b, r.DatagramsIn, 10)
+	}
 	b = append(b, " out="...)
 	b = strconv.AppendUint(b, r.BytesOut, 10)
+	if r.Network == listener.UDP {
+		b = append(b, '/')
+		b = strconv.AppendUint(b, r.DatagramsOut, 10)
+	}
 	b = append(b, " duration="...)
 	b = appendMillis(b, r.Duration)
 	b = append(b, "ms connect="...)

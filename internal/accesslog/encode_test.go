@@ -10,6 +10,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"edgeproxy/internal/sniff"
 	"edgeproxy/listener"
 )
 
@@ -73,6 +74,12 @@ func TestJSON(t *testing.T) {
 			*r = listener.Record{Time: time.Unix(0, 0), Source: netip.MustParseAddrPort("[::ffff:192.0.2.1]:1"), Duration: -1}
 		}), `{"time":"1970-01-01T00:00:00.000Z","id":"0000000000000000","listener":"","source":"192.0.2.1:1","protocol":"tcp",` +
 			`"bytes_in":0,"bytes_out":0,"duration_ms":0.000,"connect_ms":0.000,"retries":0,"end":"client_closed","phase":"accept"}`},
+		{"UDP", listener.Record{Time: time.Unix(0, 0), Listener: "dns", Network: listener.UDP, BytesIn: 30, BytesOut: 512, DatagramsOut: 2, End: listener.ResponsesDone, Phase: listener.PhaseRelay},
+			`{"time":"1970-01-01T00:00:00.000Z","id":"0000000000000000","listener":"dns","protocol":"udp",` +
+				`"bytes_in":30,"bytes_out":512,"datagrams_in":0,"datagrams_out":2,"duration_ms":0.000,"connect_ms":0.000,"retries":0,"end":"responses_done","phase":"relay"}`},
+		{"QUIC", listener.Record{Time: time.Unix(0, 0), Listener: "h3", Network: listener.UDP, Protocol: sniff.QUIC, SNI: "a.example", ALPN: "h3", DatagramsIn: 1<<64 - 1, End: listener.IdleTimeout, Phase: listener.PhaseRelay},
+			`{"time":"1970-01-01T00:00:00.000Z","id":"0000000000000000","listener":"h3","protocol":"quic","sni":"a.example","alpn":"h3",` +
+				`"bytes_in":0,"bytes_out":0,"datagrams_in":18446744073709551615,"datagrams_out":0,"duration_ms":0.000,"connect_ms":0.000,"retries":0,"end":"idle_timeout","phase":"relay"}`},
 	} {
 		var e encoder
 		if got := string(e.appendJSON(nil, &tt.r)); got != tt.want+"\n" {
@@ -91,6 +98,8 @@ func TestConsole(t *testing.T) {
 			"duration=12.345ms connect=0.000ms retries=1 server_reset in relay: read: connection reset by peer\n"},
 		{listener.Record{Time: time.Unix(0, 0), Listener: "a b", DestUnix: "@e", Err: errors.New("x\ny")},
 			"1970-01-01T00:00:00.000Z 0000000000000000 \"a b\" unix:@e -> -/- - tcp in=0 out=0 duration=0.000ms connect=0.000ms retries=0 client_closed in accept: x\\ny\n"},
+		{listener.Record{Time: time.Unix(0, 0), Listener: "dns", Network: listener.UDP, BytesIn: 30, DatagramsIn: 1, BytesOut: 512, DatagramsOut: 2, End: listener.ResponsesDone, Phase: listener.PhaseRelay},
+			"1970-01-01T00:00:00.000Z 0000000000000000 dns - -> -/- - udp in=30/1 out=512/2 duration=0.000ms connect=0.000ms retries=0 responses_done in relay\n"},
 	} {
 		if got := string(e.appendConsole(nil, &tt.r)); got != tt.want {
 			t.Errorf("\ngot  %swant %s", got, tt.want)
