@@ -7,12 +7,15 @@ import (
 	"testing"
 )
 
-// eachPolicy runs a test for all policies.
+// pickers are the policies that need no key.
+var pickers = []Policy{Random, RoundRobin, LeastConn}
+
+// eachPolicy runs a test for all of them.
 func eachPolicy(t *testing.T, f func(t *testing.T, p Policy)) {
-	for p := range Policies {
-		t.Run(Policy(p).String(), func(t *testing.T) {
+	for _, p := range pickers {
+		t.Run(p.String(), func(t *testing.T) {
 			t.Parallel()
-			f(t, Policy(p))
+			f(t, p)
 		})
 	}
 }
@@ -142,10 +145,10 @@ func TestSkippedOnesGetNothing(t *testing.T) {
 }
 
 func TestNothingIsAllocated(t *testing.T) {
-	for p := range Policies {
+	for _, p := range pickers {
 		for _, n := range []int{1, 2, 10, 1000} {
 			servers, members := fleet(n, weightings[1].weight)
-			picker := New(Policy(p), members, 1)
+			picker := New(p, members, 1)
 			down := Filter(notDown(servers))
 			if a := testing.AllocsPerRun(500, func() {
 				servers[picker.Pick(nil)].load.Add(1)

@@ -42,12 +42,12 @@ var weightings = []struct {
 // 10 000 members much of the time goes by outside of Pick, waiting for the
 // memory of the server whose session ends.
 func BenchmarkPick(b *testing.B) {
-	for p := range Policies {
+	for _, p := range pickers {
 		for _, w := range weightings {
 			for _, n := range []int{10, 100, 1000, 10000} {
-				b.Run(fmt.Sprintf("%s/%s/%d", Policy(p), w.name, n), func(b *testing.B) {
+				b.Run(fmt.Sprintf("%s/%s/%d", p, w.name, n), func(b *testing.B) {
 					servers, members := fleet(n, w.weight)
-					picker := New(Policy(p), members, 1)
+					picker := New(p, members, 1)
 					f := Filter(notDown(servers))
 					alive := make([]int32, 2*n)
 					for i := range alive {
@@ -70,12 +70,12 @@ func BenchmarkPick(b *testing.B) {
 
 // BenchmarkPickAlone is the pick by itself.
 func BenchmarkPickAlone(b *testing.B) {
-	for p := range Policies {
+	for _, p := range pickers {
 		for _, w := range weightings {
 			for _, n := range []int{10, 100, 1000, 10000} {
-				b.Run(fmt.Sprintf("%s/%s/%d", Policy(p), w.name, n), func(b *testing.B) {
+				b.Run(fmt.Sprintf("%s/%s/%d", p, w.name, n), func(b *testing.B) {
 					_, members := fleet(n, w.weight)
-					picker := New(Policy(p), members, 1)
+					picker := New(p, members, 1)
 					for b.Loop() {
 						picker.Pick(nil)
 					}
@@ -86,12 +86,12 @@ func BenchmarkPickAlone(b *testing.B) {
 }
 
 func BenchmarkNew(b *testing.B) {
-	for p := range Policies {
+	for _, p := range pickers {
 		for _, w := range weightings {
-			b.Run(fmt.Sprintf("%s/%s/10000", Policy(p), w.name), func(b *testing.B) {
+			b.Run(fmt.Sprintf("%s/%s/10000", p, w.name), func(b *testing.B) {
 				_, members := fleet(10000, w.weight)
 				for b.Loop() {
-					New(Policy(p), members, 1)
+					New(p, members, 1)
 				}
 			})
 		}

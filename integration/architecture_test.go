@@ -76,6 +76,7 @@ var foreign = map[string][]string{
 	"github.com/coreos/go-systemd/v22":  {"internal/sdnotify"},
 	"github.com/agext/levenshtein":      {"cmd/edgeproxy"},
 	"github.com/apparentlymart/go-cidr": {"config"},
+	"github.com/cespare/xxhash/v2":      {"balance"},
 	"github.com/fsnotify/fsnotify":      {"tlsterm"},
 	"github.com/caddyserver/certmagic":  {"tlsterm/acme"},
 	"github.com/hashicorp/hcl/v2":       {"config"},
