@@ -24,7 +24,7 @@ const retryListen = time.Second
 type Backend struct {
 	name  string
 	addr  string
-	serve func(net.Listener) io.Closer // starts to serve; Close ends it with all its connections
+	serve serve
 
 	mu     sync.Mutex
 	live   io.Closer   // nil unless serving
@@ -32,14 +32,27 @@ type Backend struct {
 	closed bool
 }
 
-func start(name string, serve func(*Backend) func(net.Listener) io.Closer) (*Backend, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+// serve listens on an address and answers there until it is closed, with all
+// its connections.
+type serve func(address string) (net.Addr, io.Closer, error)
+
+// overTCP is what listens for connections; f starts to serve them.
+func overTCP(f func(net.Listener) io.Closer) serve {
+	return func(address string) (net.Addr, io.Closer, error) {
+		ln, err := net.Listen("tcp", address)
+		if err != nil {
+			return nil, nil, err
+		}
+		return ln.Addr(), f(ln), nil
+	}
+}
+
+func (b *Backend) start(s serve) (*Backend, error) {
+	addr, live, err := s("127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
-	b := &Backend{name: name, addr: ln.Addr().String()}
-	b.serve = serve(b)
-	b.live = b.serve(ln)
+	b.addr, b.live, b.serve = addr.String(), live, s
 	return b, nil
 }
 
@@ -49,7 +62,7 @@ func (b *Backend) Name() string { return b.name }
 // Addr returns where the backend listens, as host:port.
 func (b *Backend) Addr() string { return b.addr }
 
-// Stop makes the backend refuse connections and drops those it has. It serves
+// Stop makes the backend refuse what comes, and drops the connections it has. It serves
 // again after d. A backend that is stopped already stays so for d from now on.
 func (b *Backend) Stop(d time.Duration) {
 	b.mu.Lock()
@@ -71,14 +84,14 @@ func (b *Backend) Start() {
 	if b.closed || b.live != nil {
 		return
 	}
-	ln, err := net.Listen("tcp", b.addr)
+	_, live, err := b.serve(b.addr)
 	if err != nil {
 		b.comeBack(retryListen)
 		return
 	}
 	b.again.Stop()
 	b.again = nil
-	b.live = b.serve(ln)
+	b.live = live
 }
 
 // comeBack is called with b.mu held.

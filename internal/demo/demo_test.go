@@ -2,10 +2,12 @@ package demo
 
 import (
 	"bufio"
+	"errors"
 	"io"
 	"net"
 	"net/http"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -110,6 +112,45 @@ func TestEcho(t *testing.T) {
 	c2.(*net.TCPConn).CloseWrite()
 	if got, err := io.ReadAll(c2); string(got) != "half" || err != nil {
 		t.Fatalf("half-closed: got %q, %v", got, err)
+	}
+}
+
+func TestPing(t *testing.T) {
+	t.Parallel()
+	b, err := StartPing("ping-a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	c, err := net.Dial("udp", b.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	in := make([]byte, maxDatagram)
+	exchange := func(text string) (string, error) {
+		if _, err := io.WriteString(c, text); err != nil {
+			return "", err
+		}
+		n, err := c.Read(in)
+		return string(in[:n]), err
+	}
+	for _, text := range []string{"one\n", "", "two"} {
+		if got, err := exchange(text); got != "pong from ping-a: "+text || err != nil {
+			t.Fatalf("sent %q, got %q, %v", text, got, err)
+		}
+	}
+	if got, err := exchange(strings.Repeat("x", maxDatagram)); len(got) != maxDatagram || err != nil {
+		t.Fatalf("the largest: got %d bytes, %v", len(got), err)
+	}
+	b.Stop(time.Hour)
+	if got, err := exchange("three"); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Fatalf("after Stop: %q, %v", got, err)
+	}
+	b.Start()
+	if got, err := exchange("four"); got != "pong from ping-a: four" || err != nil {
+		t.Fatalf("after Start: %q, %v", got, err)
 	}
 }
 

@@ -8,13 +8,12 @@ import (
 
 // StartEcho starts a TCP server that sends back what it gets.
 func StartEcho(name string) (*Backend, error) {
-	return start(name, func(*Backend) func(net.Listener) io.Closer {
-		return func(ln net.Listener) io.Closer {
-			e := &echo{ln: ln, conns: make(map[net.Conn]struct{})}
-			go e.accept()
-			return e
-		}
-	})
+	b := &Backend{name: name}
+	return b.start(overTCP(func(ln net.Listener) io.Closer {
+		e := &echo{ln: ln, conns: make(map[net.Conn]struct{})}
+		go e.accept()
+		return e
+	}))
 }
 
 type echo struct {

@@ -24,14 +24,13 @@ const (
 //	/bytes?mb=N   N million bytes
 //	/stop?for=D   goes away for D (15s), then comes back
 func StartHTTP(name string) (*Backend, error) {
-	return start(name, func(b *Backend) func(net.Listener) io.Closer {
-		h := routes(b)
-		return func(ln net.Listener) io.Closer {
-			srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
-			go srv.Serve(ln) // returns when closed
-			return srv
-		}
-	})
+	b := &Backend{name: name}
+	h := routes(b)
+	return b.start(overTCP(func(ln net.Listener) io.Closer {
+		srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
+		go srv.Serve(ln) // returns when closed
+		return srv
+	}))
 }
 
 func routes(b *Backend) http.Handler {
