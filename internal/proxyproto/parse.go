@@ -22,8 +22,9 @@ type Header struct {
 	// health check (version 2, command LOCAL). It says nothing else: the
 	// addresses are those of the connection, and TLVs are not looked at.
 	Local bool
-	// Datagram says that what is relayed came to the sender as datagrams. The
-	// addresses are true even so, on whatever connection the header is.
+	// Datagram says that what is relayed came to the sender as datagrams. A
+	// sender that came by them otherwise than it passes them on, say from TCP
+	// to UDP, says so; the addresses are true in any case.
 	Datagram bool
 	// CRC says that there was a checksum (it was right).
 	CRC bool
@@ -262,7 +263,7 @@ func (h *Header) parseV2(b []byte) (n, need int, err error) {
 	addresses := b[v2Fixed:]
 	h.TLVs = b[v2Fixed+addressLength[family] : n : n]
 	switch {
-	case transport == 0 || family == 0 || family == familyUnix:
+	case transport == unspec || family == unspec || family == familyUnix:
 		// "The receiver should ignore address information"; nor is there any
 		// use for the paths of unix sockets.
 	case family == familyIPv4:
@@ -279,14 +280,6 @@ func (h *Header) parseV2(b []byte) (n, need int, err error) {
 	return n, 0, nil
 }
 
-// Halves of byte 14 of a version 2 header (section 2.2).
-const (
-	familyIPv4     = 0x1
-	familyIPv6     = 0x2
-	familyUnix     = 0x3
-	transportDgram = 0x2
-)
-
 // addressLength is how much the addresses of a family take. Section 2.2 knows
 // none for AF_UNSPEC: what follows are TLVs, as HAProxy sends them.
-var addressLength = [...]int{0, 12, 36, 216}
+var addressLength = [...]int{0, ipv4Length, ipv6Length, unixLength}

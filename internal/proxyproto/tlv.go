@@ -216,7 +216,11 @@ type TLVs struct {
 // AppendV2TLVs appends what [AppendV2] does, and TLVs.
 func AppendV2TLVs(dst []byte, src, local netip.AddrPort, t *TLVs) []byte {
 	start := len(dst)
-	dst = AppendV2(dst, src, local)
+	return t.complete(AppendV2(dst, src, local), start)
+}
+
+// complete adds t to the header that begins at start.
+func (t *TLVs) complete(dst []byte, start int) []byte {
 	dst = appendTLV(dst, TypeALPN, t.ALPN, maxText)
 	dst = appendTLV(dst, TypeAuthority, t.Authority, maxText)
 	dst = appendTLV(dst, TypeUniqueID, t.UniqueID, maxUniqueID)
