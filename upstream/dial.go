@@ -71,6 +71,7 @@ type Dial struct {
 	waiting bool // for another attempt on a server that has failed
 	panics  bool
 	choices []*member
+	key     uint64 // of the client, for a table
 	tried   [maxTried]*Server
 	ntried  int
 	next    *Dial
@@ -80,6 +81,7 @@ type Dial struct {
 type Client struct {
 	Source netip.AddrPort
 	Local  netip.AddrPort   // what it connected to
+	SNI    string           // the server name it asks for, for [HashSNI]; "": none
 	TLVs   *proxyproto.TLVs // for PROXY v2; nil: none
 }
 

@@ -1,6 +1,8 @@
 package upstream
 
 import (
+	"iter"
+	"maps"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -31,12 +33,14 @@ type Group struct {
 	connect   *histogram.Histogram // survives reloads, as the servers do
 	version   atomic.Uint64        // changes when a server's state does
 	views     []view               // by loop
+	keyed     []keyed              // by tier, of a policy that chooses by a key; else nil
 	resolving *resolving
 	tls       *tlsterm.ClientContext // nil: no re-encryption
 }
 
 // view is what one loop knows of the group: a picker for each tier, over the
-// servers that were usable when it was built.
+// servers that were usable when it was built; or the tables, which all loops
+// share, of the tiers that had any.
 type view struct {
 	version uint64
 	built   int64
@@ -47,6 +51,7 @@ type view struct {
 
 type tier struct {
 	picker  balance.Picker
+	table   *balance.Table // instead of a picker
 	members []*member
 }
 
@@ -82,20 +87,11 @@ func (g *Group) build(v *view, loop int, now int64) {
 	}
 	v.panics = g.opts.PanicThreshold > 0 && float64(up) < g.opts.PanicThreshold*float64(weighed)
 	v.tiers = v.tiers[:0]
-	byTier := map[int][]*member{}
-	var order []int
-	for _, m := range g.members {
-		if weight(m.opts) == 0 || !m.usable(v.panics) {
+	for t, ms := range g.byTier(func(m *member) bool { return m.usable(v.panics) }) {
+		if k := g.keyedTier(t); k != nil {
+			v.tiers = append(v.tiers, tier{table: k.table, members: k.members})
 			continue
 		}
-		if _, ok := byTier[m.opts.Tier]; !ok {
-			order = append(order, m.opts.Tier)
-		}
-		byTier[m.opts.Tier] = append(byTier[m.opts.Tier], m)
-	}
-	slices.Sort(order)
-	for _, t := range order {
-		ms := byTier[t]
 		choices := make([]balance.Member, len(ms))
 		for i, m := range ms {
 			choices[i] = balance.Member{Weight: weight(m.opts), Load: &m.active}
@@ -104,11 +100,32 @@ func (g *Group) build(v *view, loop int, now int64) {
 	}
 }
 
+// byTier yields the tiers that have members of a weight which are wanted, and
+// those members, the lowest tier first.
+func (g *Group) byTier(wanted func(*member) bool) iter.Seq2[int, []*member] {
+	byTier := map[int][]*member{}
+	for _, m := range g.members {
+		if weight(m.opts) > 0 && wanted(m) {
+			byTier[m.opts.Tier] = append(byTier[m.opts.Tier], m)
+		}
+	}
+	return func(yield func(int, []*member) bool) {
+		for _, t := range slices.Sorted(maps.Keys(byTier)) {
+			if !yield(t, byTier[t]) {
+				return
+			}
+		}
+	}
+}
+
 // pick leases a server for d, nil when there is none. Members that d has
 // tried, that are full, or that have gone down since are left out. On the loop.
 func (g *Group) pick(d *Dial, loop int, now int64) *member {
 	v := &g.views[loop]
 	fresh := false
+	if g.keyed != nil {
+		d.key = d.client.key(g.opts.HashOn)
+	}
 	if v.built == 0 || v.version != g.version.Load() && now-v.built > int64(rebuildPause) {
 		g.build(v, loop, now)
 		fresh = true
@@ -131,7 +148,12 @@ func (v *view) pick(d *Dial) *member {
 		d.choices, d.panics = t.members, v.panics
 		// A loop elsewhere may take the last place between looking and leasing.
 		for range 4 {
-			n := t.picker.Pick(d)
+			var n int
+			if t.table != nil {
+				n = t.table.Pick(d.key, d)
+			} else {
+				n = t.picker.Pick(d)
+			}
 			if n < 0 {
 				break
 			}

@@ -131,6 +131,7 @@ func newGroup(env *Env, o Options, before *Group) *Group {
 		}
 		g.members[i] = &member{Server: sv, opts: so}
 	}
+	g.keyed = g.keyedTiers(before)
 	return g
 }
 
