@@ -144,6 +144,8 @@ type Entry struct {
 	ClientName    string   `json:"client_name"`
 	BytesIn       int64    `json:"bytes_in"`
 	BytesOut      int64    `json:"bytes_out"`
+	DatagramsIn   int64    `json:"datagrams_in"`
+	DatagramsOut  int64    `json:"datagrams_out"`
 	DurationMS    float64  `json:"duration_ms"`
 	ConnectMS     float64  `json:"connect_ms"`
 	Retries       int
