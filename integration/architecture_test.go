@@ -38,6 +38,7 @@ var imports = map[string][]string{
 	"splice":             {"internal/ktls", "internal/reactor", "internal/tlsrecord"},
 	"tlsterm":            {"internal/histogram", "internal/ktls", "internal/tlsrecord", "tlsterm/acme"},
 	"internal/ktls":      {"internal/tlsrecord"},
+	"internal/quic":      {"internal/sniff"},
 	"internal/reactor":   {"internal/histogram"},
 	"internal/testacme":  {"internal/testcert"},
 	// The one thing that the benchmark shares with what it measures: with

@@ -71,12 +71,8 @@ func (in *Info) hello(b []byte) (v verdict, need int, err error) {
 		}
 		payload := rec[recordHeader:min(len(rec), recordHeader+n)]
 		if have < messageHeader {
-			known := have + copy(head[have:], payload)
-			if known > 0 && head[0] != clientHello {
-				return sure, 0, errHelloType
-			}
-			if known == messageHeader {
-				total += int(head[1])<<16 | int(head[2])<<8 | int(head[3])
+			if total, err = messageLen(head[:have+copy(head[have:], payload)]); err != nil {
+				return sure, 0, err
 			}
 		}
 		n = min(n, total-have) // what follows the message in its record is not ours
@@ -97,6 +93,46 @@ func (in *Info) hello(b []byte) (v verdict, need int, err error) {
 		return sure, 0, err
 	}
 	return yes, 0, nil
+}
+
+// Hello reads a ClientHello that comes without records, as in the CRYPTO frames
+// of QUIC (RFC 9001, section 4.1.3): b is the handshake message from its first
+// byte on. The rules are those of [Info.Sniff], so that a name or a protocol is
+// the same one on TCP and on UDP.
+//
+// A need of zero says that it is decided; otherwise need is how many bytes there
+// must be to get further: more than len(b), at most MaxHello. in.Protocol is
+// QUIC in either case. What follows the message in b is ignored. b is spoiled
+// once it is decided, and only then.
+func (in *Info) Hello(b []byte) (need int, err error) {
+	*in = Info{Protocol: QUIC}
+	total, err := messageLen(b[:min(len(b), messageHeader)])
+	switch {
+	case err != nil:
+		return 0, err
+	case total > MaxHello:
+		return 0, errHelloLong
+	case len(b) < total:
+		return total, nil
+	}
+	in.HelloLen = total
+	if err := in.parse(b[messageHeader:total]); err != nil {
+		*in = Info{Protocol: QUIC}
+		return 0, err
+	}
+	return 0, nil
+}
+
+// messageLen returns the length of a ClientHello, its header included, of which
+// head has the first bytes; as long as the header is incomplete, the length of that.
+func messageLen(head []byte) (int, error) {
+	switch {
+	case len(head) > 0 && head[0] != clientHello:
+		return 0, errHelloType
+	case len(head) < messageHeader:
+		return messageHeader, nil
+	}
+	return messageHeader + int(head[1])<<16 + int(head[2])<<8 + int(head[3]), nil
 }
 
 func recordLen(b []byte) int { return int(b[3])<<8 | int(b[4]) }

@@ -32,7 +32,7 @@ const (
 	RDP      // TPKT with an X.224 connection request
 	SOCKS5   // RFC 1928
 	Proxy    // a PROXY protocol header
-	QUIC     // in datagrams: nothing in this package looks for it
+	QUIC     // in datagrams, so Sniff does not look for it; it is the last one
 	protocolCount
 )
 
@@ -56,8 +56,8 @@ func ParseProtocol(name string) (Protocol, bool) {
 	return Unknown, false
 }
 
-// Names returns what ParseProtocol knows.
-func Names() []string { return append([]string(nil), names[TLS:]...) }
+// Names returns the names of what Sniff looks for in a stream: all but QUIC.
+func Names() []string { return append([]string(nil), names[TLS:QUIC]...) }
 
 // Set is a set of protocols, and of what is wanted of them.
 type Set uint16
@@ -88,7 +88,7 @@ type Info struct {
 	// 6066, section 3). With Encrypted Client Hello it is the outer name.
 	ServerName []byte
 	ALPN       ALPNList
-	HelloLen   int // bytes up to the end of the ClientHello, record headers included
+	HelloLen   int // bytes up to the end of the ClientHello; in a stream, record headers included
 
 	// Of an HTTP/1 request, with [Head]: the host it is for, in the form of
 	// ServerName and without port and brackets, but it may be an IP address;
