@@ -153,9 +153,15 @@ func (s *session) dialOut(r *route) {
 		s.startDeadline()
 	}
 	c := upstream.Client{Source: s.source}
-	if s.group.Options().ProxyProtocol != upstream.ProxyNone {
+	o := s.group.Options()
+	if o.ProxyProtocol != upstream.ProxyNone {
 		c.Local = s.local()
 		c.TLVs = s.tlvs()
+	} else if o.NeedsDestination() {
+		c.Local = s.local()
+	}
+	if s.more != nil && o.NeedsName() {
+		c.SNI = s.more.sni
 	}
 	// The session may be over when Dial returns: then the result is nil.
 	if d := w.dialer.Dial(s.group, s, c); d != nil {

@@ -38,6 +38,7 @@ type route struct {
 	opts   *RouteOptions
 	shares []share
 	total  int
+	named  bool             // some upstream chooses servers by the server name
 	tls    *tlsterm.Context // nil: passed through
 }
 
@@ -59,8 +60,10 @@ func newTable(o *Options, groups func(name string) *upstream.Group) *table {
 		r := &t.routes[i]
 		r.opts = &o.Routes[i]
 		for _, s := range r.opts.Splits {
-			r.shares = append(r.shares, share{groups(s.Upstream), s.Weight})
+			g := groups(s.Upstream)
+			r.shares = append(r.shares, share{g, s.Weight})
 			r.total += s.Weight
+			r.named = r.named || g != nil && g.Options().NeedsName()
 		}
 	}
 	t.index()
@@ -141,12 +144,16 @@ func (t *table) plan() {
 	}()
 	for i := range t.routes {
 		o := t.routes[i].opts
-		if len(o.Match) == 0 && add(o, nil, 0) {
+		var name sniff.Set // whatever the match asks for
+		if t.routes[i].named {
+			name = name.With(sniff.TLS)
+		}
+		if len(o.Match) == 0 && add(o, nil, name) {
 			return
 		}
 		for j := range o.Match {
 			m := &o.Match[j]
-			want := m.sniffs()
+			want := m.sniffs() | name
 			if len(m.ClientName) > 0 {
 				if o.TLS == "" {
 					continue // never holds
