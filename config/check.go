@@ -23,29 +23,32 @@ func (l *loader) check() {
 		}
 		cfg.TLS = append(cfg.TLS, n.opts)
 	}
-	used := uses{upstreams: make(map[string]bool), tls: make(map[string]bool)}
-	ov := newOverlaps()
+	used := uses{upstreams: make(map[string][]*listenerNode), tls: make(map[string]bool)}
+	bound := map[listener.Network]*overlaps{listener.TCP: newOverlaps(), listener.UDP: newOverlaps()}
 	for _, n := range l.root.listeners {
 		n.opts.Name = n.name
 		n.opts.Addresses = n.bound.list
 		l.checkListener(n)
 		l.checkRoutes(n, tlsByName, used)
-		l.checkOverlaps(ov, n)
+		l.checkOverlaps(bound[n.opts.Network], n)
 		cfg.Listeners = append(cfg.Listeners, n.opts)
 	}
 	if a := l.root.admin; a != nil && a.admin.Address != "" {
-		l.checkBinder(ov, a.node, "the admin server", "address", a.admin.Address)
+		l.checkBinder(bound[listener.TCP], a.node, "the admin server", "address", a.admin.Address)
 	}
-	l.checkChallenges(ov)
+	l.checkChallenges(bound[listener.TCP])
 	for _, n := range l.root.upstreams {
 		l.checkUpstream(n)
+		l.checkHash(n, used.upstreams[n.name])
+		l.checkDatagrams(n, used.upstreams[n.name])
 		cfg.Upstreams = append(cfg.Upstreams, n.opts)
 	}
+	l.checkLoops(bound[listener.UDP], used)
 	if l.d.HasErrors() {
 		return // what is in error may have been its user
 	}
 	for _, n := range l.root.upstreams {
-		if !used.upstreams[n.name] {
+		if used.upstreams[n.name] == nil {
 			l.d.warnf(n.header, "It is still set up, and its servers are checked.", "upstream %q is not used by any listener", n.name)
 		}
 	}
@@ -56,8 +59,18 @@ func (l *loader) check() {
 	}
 }
 
-// uses are the names that listeners refer to.
-type uses struct{ upstreams, tls map[string]bool }
+// uses are the names that listeners refer to, upstreams with those who do.
+type uses struct {
+	upstreams map[string][]*listenerNode
+	tls       map[string]bool
+}
+
+func (u uses) upstream(name string, by *listenerNode) {
+	list := u.upstreams[name]
+	if len(list) == 0 || list[len(list)-1] != by {
+		u.upstreams[name] = append(list, by)
+	}
+}
 
 func (l *loader) checkListener(n *listenerNode) {
 	if p := n.proxy; p != nil && p.has("from") && !p.bad && len(*p.from) == 0 {

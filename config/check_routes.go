@@ -28,19 +28,19 @@ func (l *loader) checkRoutes(n *listenerNode, tlsByName map[string]*tlsNode, use
 	used.tls[n.tls] = true
 	if len(n.routes) == 0 {
 		if n.upstream != "" {
-			used.upstreams[n.upstream] = true
+			used.upstream(n.upstream, n)
 			n.opts.Routes = []listener.RouteOptions{{Splits: []listener.Split{{Upstream: n.upstream, Weight: 1}}, TLS: n.tls}}
 		}
 		return
 	}
 	var catchAll *routeNode
-	earlier := newShadows()
+	earlier := newShadows(n.opts.Network)
 	n.opts.Routes = make([]listener.RouteOptions, 0, len(n.routes))
 	for _, r := range n.routes {
 		said := len(l.d.list)
-		l.checkMatches(r, tlsByName[r.tls])
+		l.checkMatches(n, r, tlsByName[r.tls])
 		used.tls[r.tls] = true
-		n.opts.Routes = append(n.opts.Routes, l.route(r, used))
+		n.opts.Routes = append(n.opts.Routes, l.route(n, r, used))
 		sound := len(l.d.list) == said && !r.bad && !r.partial
 		switch {
 		case catchAll != nil && earlier.sure(catchAll, r):
@@ -70,7 +70,7 @@ func (r *routeNode) matchesAll() bool {
 	return len(r.matches) == 0 && !r.partial
 }
 
-func (l *loader) route(r *routeNode, used uses) listener.RouteOptions {
+func (l *loader) route(n *listenerNode, r *routeNode, used uses) listener.RouteOptions {
 	out := listener.RouteOptions{Name: r.name, Reject: r.reject, TLS: r.tls}
 	for _, m := range r.matches {
 		l.checkEmpty(m, "source", len(m.match.Source))
@@ -87,12 +87,12 @@ func (l *loader) route(r *routeNode, used uses) listener.RouteOptions {
 		l.d.errorf(r.header, "Keep one of upstream, split and reject.", "route %q says more than once where its sessions go", r.name)
 	}
 	if r.upstream != "" {
-		used.upstreams[r.upstream] = true
+		used.upstream(r.upstream, n)
 		out.Splits = []listener.Split{{Upstream: r.upstream, Weight: 1}}
 	}
 	sum := 0
 	for _, s := range r.splits {
-		used.upstreams[s.split.Upstream] = true
+		used.upstream(s.split.Upstream, n)
 		sum += s.split.Weight
 		out.Splits = append(out.Splits, s.split)
 	}
@@ -112,9 +112,11 @@ func (l *loader) checkEmpty(m *matchNode, attr string, decoded int) {
 
 // checkMatches refuses conditions that cannot hold together, or not in a route
 // that terminates TLS by t (nil if it does not, or t is not known).
-func (l *loader) checkMatches(r *routeNode, t *tlsNode) {
+func (l *loader) checkMatches(n *listenerNode, r *routeNode, t *tlsNode) {
 	for _, m := range r.matches {
-		l.checkConditions(m)
+		if n.opts.Network == listener.TCP {
+			l.checkConditions(m)
+		}
 		if m.has("client_name") && !r.partial {
 			switch {
 			case !r.has("tls"):
@@ -160,7 +162,8 @@ func (l *loader) checkALPN(m *matchNode, t *tlsNode) {
 	}
 }
 
-// checkConditions refuses a match that no session can meet.
+// checkConditions refuses a match that no session can meet. Over UDP there is
+// none: all that can be asked for is of QUIC.
 func (l *loader) checkConditions(m *matchNode) {
 	if m.bad || m.partial {
 		return

@@ -124,13 +124,36 @@ func hexBytes() codec[[]byte] {
 	}}
 }
 
+// quicServerID is 1 to 15 bytes, as a string of them.
+func quicServerID() codec[string] {
+	return codec[string]{typ: "a string of hexadecimal digits", rng: "1 to 15 bytes, spaces between them are ignored", read: func(v *value) (string, bool) {
+		s, ok := v.text(-1, v.v)
+		if !ok {
+			return "", false
+		}
+		b, err := hex.DecodeString(strings.ReplaceAll(s, " ", ""))
+		if err != nil || len(b) < 1 || len(b) > maxQUICServerID {
+			v.fail(-1, "", "%s is not 1 to 15 bytes in hexadecimal digits, two for each", show(v.v))
+			return "", false
+		}
+		return string(b), true
+	}}
+}
+
+// maxQUICServerID is that of QUIC-LB, section 3.1.
+const maxQUICServerID = 15
+
 // word is one of a closed list; values are what the words stand for.
 func word[F any](words []string, values []F) codec[F] {
 	quoted := make([]string, len(words))
 	for i, w := range words {
 		quoted[i] = strconv.Quote(w)
 	}
-	return codec[F]{typ: "one of " + anyOf(quoted, "or"), read: func(v *value) (F, bool) {
+	typ := "one of " + anyOf(quoted, "or")
+	if len(words) == 1 {
+		typ = quoted[0]
+	}
+	return codec[F]{typ: typ, read: func(v *value) (F, bool) {
 		var zero F
 		s, ok := v.text(-1, v.v)
 		if !ok {
@@ -143,6 +166,15 @@ func word[F any](words []string, values []F) codec[F] {
 		}
 		return values[i], true
 	}}
+}
+
+// named is one of a closed list whose indexes are the values.
+func named[F ~uint8](words []string) codec[F] {
+	values := make([]F, len(words))
+	for i := range values {
+		values[i] = F(i)
+	}
+	return word(words, values)
 }
 
 func words(list ...string) codec[string] { return word(list, list) }
@@ -297,14 +329,22 @@ type boundAddresses struct {
 // maxAddresses bounds those of one listener: four times every port.
 const maxAddresses = 1 << 18
 
-func listenAddresses() codec[boundAddresses] {
+func listenAddresses(n listener.Network) codec[boundAddresses] {
+	forms := `":443", "0.0.0.0:443", "[::1]:443", "192.0.2.1:8000-8010"`
+	if n == listener.TCP {
+		forms += `, "unix:/path", "unix:@abstract"`
+	}
 	return codec[boundAddresses]{
 		typ: "an address or a list of them",
-		rng: `":443", "0.0.0.0:443", "[::1]:443", "192.0.2.1:8000-8010", "unix:/path", "unix:@abstract" or "systemd:NAME"`,
+		rng: forms + ` or "systemd:NAME"`,
 		read: func(v *value) (boundAddresses, bool) {
 			var out boundAddresses
 			_, ok := each(v, func(elem int, c cty.Value) (struct{}, bool) {
 				s, list, ok := v.listenAddress(elem, c)
+				if ok && n == listener.UDP && list[0].Unix != "" {
+					v.fail(elem, "", "%s is a unix socket; UDP is listened for on IP addresses", show(c))
+					list, ok = nil, false
+				}
 				if ok && len(out.list)+len(list) > maxAddresses {
 					v.fail(elem, "", "more than %s addresses in one listener", thousands(maxAddresses))
 					list, ok = nil, false

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/net/idna"
 
 	"edgeproxy/internal/sniff"
+	"edgeproxy/listener"
 )
 
 // maxDNSName is that of RFC 1035, section 2.3.4, without the final dot.
@@ -256,8 +257,16 @@ var serverFirst = map[string]string{
 	"mysql": "MySQL", "mariadb": "MySQL", "smtp": "SMTP", "ftp": "FTP", "pop3": "POP3", "imap": "IMAP", "vnc": "VNC",
 }
 
-func protocols() codec[[]sniff.Protocol] {
-	names := sniff.Names()
+// protocols takes what the first bytes of a connection can be, or of a
+// datagram: that is QUIC and nothing else.
+func protocols(n listener.Network) codec[[]sniff.Protocol] {
+	names, elsewhere := sniff.Names(), []string{sniff.QUIC.String()}
+	names = slices.DeleteFunc(names, func(s string) bool { return s == elsewhere[0] })
+	hint := "QUIC comes over UDP: write it in a listener \"udp\", which can have the same port."
+	if n == listener.UDP {
+		names, elsewhere = elsewhere, names
+		hint = "Write it in a listener \"tcp\", which can have the same port. In datagrams only QUIC is told apart."
+	}
 	quoted := make([]string, len(names))
 	for i, n := range names {
 		quoted[i] = quote(n)
@@ -268,15 +277,19 @@ func protocols() codec[[]sniff.Protocol] {
 			if !ok {
 				return 0, false
 			}
-			p, known := sniff.ParseProtocol(s)
 			if server := serverFirst[strings.ToLower(s)]; server != "" {
 				v.fail(elem, fmt.Sprintf("Give %s a listener of its own.", server), "a %s server speaks first: nothing can be told from the client's first bytes", server)
 				return 0, false
 			}
-			if !known {
+			switch {
+			case slices.Contains(elsewhere, s):
+				v.fail(elem, hint, "%s does not come over %s", show(c), strings.ToUpper(n.String()))
+			case !slices.Contains(names, s):
 				v.fail(elem, strings.TrimSpace(didYouMean(s, names)), "%s is not known", show(c))
+			default:
+				return sniff.ParseProtocol(s)
 			}
-			return p, known
+			return 0, false
 		})
 		if ok && len(list) == 0 {
 			v.some(nil, true)

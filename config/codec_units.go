@@ -129,6 +129,35 @@ func parseSize(s string) (n int64, hint string) {
 	return int64(math.Ceil(f)), ""
 }
 
+// size is bytes, low to high, zero for the default.
+func size(low, high int64) codec[int] {
+	return codec[int]{typ: "a size", rng: fmt.Sprintf("%q to %q", shortSize(low), shortSize(high)), read: func(v *value) (int, bool) {
+		s, ok := v.text(-1, v.v)
+		if !ok || s == "0" {
+			return 0, ok
+		}
+		n, hint := parseSize(s)
+		switch {
+		case hint != "":
+			v.fail(-1, hint, "%s is not a size", show(v.v))
+		case n != 0 && (n < low || n > high):
+			v.fail(-1, "", "%s is out of range", show(v.v))
+		default:
+			return int(n), true
+		}
+		return 0, false
+	}}
+}
+
+// shortSize is "4KiB", for powers of 1024.
+func shortSize(n int64) string {
+	i := 0
+	for ; n >= 1024 && n%1024 == 0 && i < 3; i++ {
+		n /= 1024
+	}
+	return strconv.FormatInt(n, 10) + []string{"B", "KiB", "MiB", "GiB"}[i]
+}
+
 // bandwidth is bytes per second.
 func bandwidth() codec[int64] {
 	return codec[int64]{typ: "a bandwidth", rng: `a size per second, from "1KB/s"`, read: func(v *value) (int64, bool) {

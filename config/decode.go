@@ -50,7 +50,11 @@ func (l *loader) decodeBlocks(b *block, blocks []topBlock, parent any) {
 					where = n.nameRange
 					what = fmt.Sprintf("%s %q is already defined at %s", c.name, n.name, place(at))
 				}
-				l.d.errorf(where, "", "%s", what)
+				detail := ""
+				if c.name == "listener" {
+					detail = "Listeners of all networks share their names: metrics and logs know them by nothing else."
+				}
+				l.d.errorf(where, detail, "%s", what)
 			} else {
 				first[k] = n.header
 			}

@@ -138,6 +138,64 @@ listener "tcp" "plain" {
   upstream = upstream.web
   tls      = tls["plain"]
 }
+listener "udp" "datagrams" {
+  address   = [":53", "systemd:dns"]
+  allow     = "192.0.2.0/24"
+  deny      = "192.0.2.7"
+  responses = 1
+  requests  = 2
+  accept_proxy_protocol { from = "10.0.0.0/8" }
+  limits {
+    connections            = 1
+    connections_per_source = 2
+    rate                   = "3/s"
+    rate_per_source        = "4/s"
+    bandwidth_in           = "5KB/s"
+    bandwidth_out          = "6KB/s"
+  }
+  timeouts {
+    handshake = "1s"
+    idle      = "2s"
+    lifetime  = "3s"
+  }
+  udp {
+    receive_buffer = "64KiB"
+    send_buffer    = "1GiB"
+    offload        = false
+  }
+  quic { server_id_length = 2 }
+  route "a" {
+    match {
+      sni      = "*.Example.com"
+      alpn     = ["h3"]
+      protocol = ["quic"]
+      source   = "10.0.0.0/8"
+      port     = 53
+    }
+    split {
+      upstream = upstream.datagrams
+      weight   = 3
+    }
+  }
+  route "b" { reject = true }
+  route "c" { upstream = upstream.datagrams }
+}
+upstream "datagrams" {
+  balance        = "maglev"
+  hash_on        = "sni"
+  on_down        = "keep"
+  proxy_protocol = "v2"
+  server "a" {
+    address        = "10.0.0.1:53"
+    quic_server_id = "0a 1B"
+  }
+  health "udp" {
+    send           = "ping"
+    expect_hex     = "00ff"
+    proxy_protocol = "v2"
+    port           = 54
+  }
+}
 upstream "web" {
   balance         = "round_robin"
   connect_timeout = "100ms"
@@ -268,8 +326,32 @@ upstream "web" {
 				},
 			},
 			{Name: "plain", Addresses: []listener.Address{{AddrPort: ap("[::]:9000"), Dual: true}}, Routes: []listener.RouteOptions{{Splits: web, TLS: "plain"}}},
+			{
+				Name: "datagrams", Network: listener.UDP,
+				Addresses: []listener.Address{{AddrPort: ap("[::]:53"), Dual: true}, {Systemd: "dns"}},
+				Allow:     []netip.Prefix{pf("192.0.2.0/24")}, Deny: []netip.Prefix{pf("192.0.2.7/32")}, AcceptProxy: []netip.Prefix{pf("10.0.0.0/8")},
+				Limits:   listener.Limits{Connections: 1, ConnectionsPerSource: 2, Rate: 3, RatePerSource: 4, BandwidthIn: 5000, BandwidthOut: 6000},
+				Timeouts: listener.Timeouts{Handshake: time.Second, Idle: 2 * time.Second, Lifetime: 3 * time.Second},
+				UDP:      listener.UDPOptions{Responses: 1, Requests: 2, ReceiveBuffer: 64 << 10, SendBuffer: 1 << 30, NoOffload: true, QUICServerID: 2},
+				Routes: []listener.RouteOptions{
+					{
+						Name: "a",
+						Match: []listener.Match{{
+							SNI: []string{"*.example.com"}, ALPN: []string{"h3"}, Protocol: []sniff.Protocol{sniff.QUIC},
+							Source: []netip.Prefix{pf("10.0.0.0/8")}, Port: []listener.PortRange{{From: 53, To: 53}},
+						}},
+						Splits: []listener.Split{{Upstream: "datagrams", Weight: 3}},
+					},
+					{Name: "b", Reject: true},
+					{Name: "c", Splits: []listener.Split{{Upstream: "datagrams", Weight: 1}}},
+				},
+			},
 		},
 		Upstreams: []upstream.Options{{
+			Name: "datagrams", Balance: balance.Maglev, HashOn: upstream.HashSNI, OnDown: upstream.KeepSessions, ProxyProtocol: upstream.ProxyV2,
+			Servers: []upstream.ServerOptions{{Name: "a", Address: upstream.Address{AddrPort: ap("10.0.0.1:53")}, QUICServerID: "\x0a\x1b"}},
+			Health:  []health.Options{{Kind: health.UDP, Send: []byte("ping"), Expect: []byte{0, 0xff}, ProxyProtocol: health.ProxyV2, Port: 54}},
+		}, {
 			Name: "web", Balance: balance.RoundRobin, ConnectTimeout: 100 * time.Millisecond, Retries: -1, PanicThreshold: 0.125,
 			OnDown: upstream.CloseSessions, Source: []netip.Addr{netip.MustParseAddr("10.0.0.9"), netip.MustParseAddr("::1")},
 			ProxyProtocol: upstream.ProxyV2, Resolve: time.Minute,

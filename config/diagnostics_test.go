@@ -19,18 +19,18 @@ func written(d *Diagnostics, color bool, width uint) string {
 func TestWrite(t *testing.T) {
 	t.Parallel()
 	_, diags := Parse(File{Name: "edge.hcl", Source: []byte("listener \"tcp\" \"web\" {\n\taddress  = \":80\"\n\tupsteam = upstream.app\n}\n")})
-	want := `edge.hcl:3:2: error: there is no attribute "upsteam" in a listener block
+	want := `edge.hcl:3:2: error: there is no attribute "upsteam" in a listener "tcp" block
     3 |     upsteam = upstream.app
       |     ^^^^^^^
-   A listener block takes the attributes address, upstream, tls, allow and deny,
-   and the blocks accept_proxy_protocol, limits, timeouts, tcp and route. Did
-   you mean "upstream"?
+   A listener "tcp" block takes the attributes address, upstream, tls, allow and
+   deny, and the blocks accept_proxy_protocol, limits, timeouts, tcp and route.
+   Did you mean "upstream"?
 
 `
 	if got := written(diags, false, 80); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
-	if got := diags.Error(); got != `edge.hcl:3:2: there is no attribute "upsteam" in a listener block` {
+	if got := diags.Error(); got != `edge.hcl:3:2: there is no attribute "upsteam" in a listener "tcp" block` {
 		t.Error(got)
 	}
 	if got := written(diags, true, 80); !strings.Contains(got, "\x1b[1;31merror\x1b[0m") {
@@ -122,6 +122,7 @@ func FuzzParse(f *testing.F) {
 	for _, s := range []string{
 		"", leastFile, "listener \"tcp\" \"a\" {", "locals {\n a = [for x in range(3) : x]\n}", "dynamic \"upstream\" {\n for_each = [1]\n content {}\n}",
 		"upstream \"a\" {\n dynamic \"server\" {\n for_each = {a = 1}\n labels = [server.key]\n content { address = server.value }\n}\n}",
+		"listener \"udp\" \"a\" {\n address = \":1\"\n responses = 1\n upstream = upstream.a\n quic {}\n udp { send_buffer = \"1MiB\" }\n}\nupstream \"a\" {\n balance = \"maglev\"\n server \"a\" {\n address = \"[::1]:1\"\n quic_server_id = \"0a\"\n}\n}",
 		"x = \"%{ for a in b }${a}%{ endfor }\"", "locals { a = local.a }", "x = <<-E\n  ${upper(\"a\")}\n  E\n",
 	} {
 		f.Add([]byte(s), false)

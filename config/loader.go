@@ -195,7 +195,7 @@ func (l *loader) reportContent(diags hcl.Diagnostics, b *block, n *node) bool {
 	if !diags.HasErrors() {
 		return false
 	}
-	where := "in " + an(b.name) + " block"
+	where := "in " + b.noun()
 	if b == rootBlock {
 		where = "at the top of a file"
 	}
@@ -225,6 +225,10 @@ func (l *loader) reportContent(diags hcl.Diagnostics, b *block, n *node) bool {
 					what = "attribute or block"
 				}
 				x.Summary = fmt.Sprintf("there is no %s %q %s", what, name, where)
+				if instead := b.absent[name]; instead != "" {
+					detail = instead
+					break
+				}
 				detail += didYouMean(name, slices.Concat(shape.attrs, shape.inner))
 			}
 			x.Detail = detail

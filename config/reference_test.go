@@ -42,20 +42,20 @@ func TestReference(t *testing.T) {
 
 func referencePage() string {
 	var b strings.Builder
-	var list func(blocks []*block, depth int)
-	list = func(blocks []*block, depth int) {
+	var list func(blocks []*block, depth int, within string)
+	list = func(blocks []*block, depth int, within string) {
 		for _, c := range blocks {
-			fmt.Fprintf(&b, "%s- [`%s`](#%s)\n", strings.Repeat("  ", depth), c.begin("NAME"), anchor(c))
-			list(c.blocks, depth+1)
+			fmt.Fprintf(&b, "%s- [`%s`](#%s)\n", strings.Repeat("  ", depth), c.begin("NAME"), anchor(within, c))
+			list(c.blocks, depth+1, anchor(within, c))
 		}
 	}
 	b.WriteString("\n## Blocks\n\n")
-	list(rootBlock.blocks, 0)
-	var section func(c *block, within string)
-	section = func(c *block, within string) {
-		fmt.Fprintf(&b, "\n<a id=\"%s\"></a>\n\n### `%s`\n\n", anchor(c), c.begin("NAME"))
-		if within != "" {
-			fmt.Fprintf(&b, "In %s. ", within)
+	list(rootBlock.blocks, 0, "block")
+	var section func(c, parent *block, within string)
+	section = func(c, parent *block, within string) {
+		fmt.Fprintf(&b, "\n<a id=\"%s\"></a>\n\n### `%s`\n\n", anchor(within, c), c.begin("NAME"))
+		if parent != nil {
+			fmt.Fprintf(&b, "In `%s`. ", parent.begin("NAME"))
 		}
 		if c.many {
 			b.WriteString("Any number of them. ")
@@ -89,40 +89,25 @@ func referencePage() string {
 			fmt.Fprintf(&b, "\nBlocks in it: `%s`.\n", strings.Join(s.inner, "`, `"))
 		}
 		for _, d := range c.blocks {
-			name := "`" + c.begin("NAME") + "`"
-			section(d, name)
+			section(d, c, anchor(within, c))
 		}
 	}
 	for _, c := range rootBlock.blocks {
-		section(c, "")
+		section(c, nil, "block")
 	}
 	b.WriteString("\n## Functions\n\n`" + strings.Join(functionNames(), "`, `") + "`.\n\n" +
 		"They work as those of the same name in Terraform. `env` and `file` are described under [expressions](#expressions).\n")
 	return b.String()
 }
 
-// anchor tells blocks of the same name apart in anchors.
-func anchor(c *block) string {
+// anchor tells blocks of the same name apart in anchors, and one that stands
+// in several others.
+func anchor(within string, c *block) string {
 	name := c.name
 	if c.kind != "" {
 		name += "-" + c.kind
 	}
-	if p := parentOf(rootBlock, c); p != nil && p != rootBlock {
-		return anchor(p) + "." + name
-	}
-	return "block." + name
-}
-
-func parentOf(b, c *block) *block {
-	for _, d := range b.blocks {
-		if d == c {
-			return b
-		}
-		if p := parentOf(d, c); p != nil {
-			return p
-		}
-	}
-	return nil
+	return within + "." + name
 }
 
 func cell(s string) string { return strings.ReplaceAll(s, "|", "\\|") }
@@ -144,11 +129,18 @@ func TestSchemaExamples(t *testing.T) {
 	for _, b := range rootBlock.blocks {
 		src.WriteString(b.printed("", true))
 	}
-	// A route, a listener and a certificate cannot have everything at once.
+	// A route, a listener and a certificate cannot have everything at once, and
+	// UDP and streams not the same upstream.
 	text := strings.Replace(src.String(), "  upstream = upstream.web\n  tls = tls.public\n", "", 1)
 	text = strings.Replace(text, "    upstream = upstream.web\n", "", 1)
 	text = strings.Replace(text, "    send_hex", "    # send_hex", 1)
 	text = strings.Replace(text, "    cert_file = \"web.crt\"\n    key_file = \"web.key\"\n", "", 1)
+	tcp, rest, _ := strings.Cut(text, "listener \"udp\"")
+	udp, upstreams, _ := strings.Cut(rest, "upstream \"web\"")
+	udp = strings.Replace(udp, "\n  upstream = upstream.web\n", "\n", 1)
+	udp = strings.Replace(udp, "\n    upstream = upstream.web\n", "\n", 1)
+	udp = strings.ReplaceAll(udp, "upstream.web", "upstream.udp")
+	text = tcp + "listener \"udp\"" + udp + "upstream \"web\"" + upstreams + "upstream \"udp\" {\n  server \"a\" { address = \"10.0.0.1:53\" }\n}\n"
 	if _, diags := parseText(t, text); diags.HasErrors() {
 		t.Errorf("%s\n%s", strings.Join(diags.Lines(0), "\n"), text)
 	}

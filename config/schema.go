@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"strings"
 	"sync"
 
@@ -21,6 +22,7 @@ type block struct {
 	blocks []*block
 	open   func(parent any) any // makes or finds what the values go into
 	sample string               // label in examples
+	absent map[string]string    // what only similar blocks have → what to do instead
 }
 
 // attr is one attribute.
@@ -164,10 +166,18 @@ func (b *block) begin(name string) string {
 	return s
 }
 
+// noun is what messages call a block of that kind.
+func (b *block) noun() string {
+	if b.kind != "" {
+		return fmt.Sprintf("%s %q block", an(b.name), b.kind)
+	}
+	return an(b.name) + " block"
+}
+
 // allowed says what can stand in the block.
 func (b *block) allowed() string {
 	s := b.shape()
-	what := upperFirst(an(b.name)) + " block takes "
+	what := upperFirst(b.noun()) + " takes "
 	if b == rootBlock {
 		what = "A file holds "
 	}

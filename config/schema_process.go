@@ -21,7 +21,7 @@ type adminNode struct {
 var rootBlock *block
 
 func init() {
-	rootBlock = &block{blocks: []*block{processBlock, logBlock, accessLogBlock, adminBlock, localsBlock, tlsBlock, listenerBlock, upstreamBlock}}
+	rootBlock = &block{blocks: []*block{processBlock, logBlock, accessLogBlock, adminBlock, localsBlock, tlsBlock, tcpListenerBlock, udpListenerBlock, upstreamBlock}}
 }
 
 var localsBlock = &block{

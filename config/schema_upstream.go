@@ -2,6 +2,7 @@ package config
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"edgeproxy/balance"
@@ -40,13 +41,18 @@ var upstreamBlock = &block{
 		{
 			name: "balance", def: `"random"`, example: `"least_conn"`,
 			doc: "How a server is chosen. `random` draws two by weight and takes the one with fewer active sessions per weight; " +
-				"`round_robin` takes them in turn, by weight; `least_conn` takes the one with the fewest active sessions per weight.",
-			binding: to(word([]string{"random", "round_robin", "least_conn"}, []balance.Policy{balance.Random, balance.RoundRobin, balance.LeastConn}),
-				func(u *upstreamNode) *balance.Policy { return &u.opts.Balance }),
+				"`round_robin` takes them in turn, by weight; `least_conn` takes the one with the fewest active sessions per weight; " +
+				"`maglev` and `ring_hash` take the same one for the same key (`hash_on`), on every machine with the same servers. See [balance by key](#balance-by-key).",
+			binding: to(named[balance.Policy](balance.Policies), func(u *upstreamNode) *balance.Policy { return &u.opts.Balance }),
+		},
+		{
+			name: "hash_on", def: `"source"`,
+			doc:     "The key of `maglev` and `ring_hash`: the client's address; its address and port; the server name it asks for, or without one its address; the address and port that it came to.",
+			binding: to(named[upstream.HashOn](upstream.HashOns), func(u *upstreamNode) *upstream.HashOn { return &u.opts.HashOn }),
 		},
 		{
 			name: "connect_timeout", def: `"3s"`, example: `"3s"`,
-			doc:     "Of one attempt to connect.",
+			doc:     "Of one attempt to connect. Nothing is waited for over UDP.",
 			binding: to(duration(time.Millisecond, time.Hour, false), func(u *upstreamNode) *time.Duration { return &u.opts.ConnectTimeout }),
 		},
 		{
@@ -60,7 +66,7 @@ var upstreamBlock = &block{
 			binding: to(percent(), func(u *upstreamNode) *float64 { return &u.opts.PanicThreshold }),
 		},
 		{
-			name: "on_down", def: `"keep"`, example: `"keep"`,
+			name: "on_down", def: "TCP sessions are kept, UDP sessions move", example: `"keep"`,
 			doc: "What happens to the live sessions of a server that goes down. See [on_down](#on_down).",
 			binding: to(word([]string{"keep", "close"}, []upstream.OnDown{upstream.KeepSessions, upstream.CloseSessions}),
 				func(u *upstreamNode) *upstream.OnDown { return &u.opts.OnDown }),
@@ -72,7 +78,8 @@ var upstreamBlock = &block{
 		},
 		{
 			name: "proxy_protocol", def: "none", example: `"v2"`,
-			doc: "Sends a PROXY header with the client's address first; v2 tells of terminated TLS, too. See [PROXY protocol](tls.md#proxy-protocol).",
+			doc: "Sends a PROXY header with the client's address first; v2 tells of terminated TLS, too. Over UDP it is v2, in each datagram. " +
+				"See [PROXY protocol](tls.md#proxy-protocol), and [over UDP](udp.md#proxy-protocol).",
 			binding: to(word([]string{"v1", "v2"}, []upstream.ProxyProtocol{upstream.ProxyV1, upstream.ProxyV2}),
 				func(u *upstreamNode) *upstream.ProxyProtocol { return &u.opts.ProxyProtocol }),
 		},
@@ -82,7 +89,7 @@ var upstreamBlock = &block{
 			binding: to(duration(100*time.Millisecond, year, false), func(u *upstreamNode) *time.Duration { return &u.opts.Resolve }),
 		},
 	},
-	blocks: []*block{serverBlock, healthTCPBlock, healthHTTPBlock, clientTLSBlock, serverTCPBlock},
+	blocks: []*block{serverBlock, healthTCPBlock, healthHTTPBlock, healthUDPBlock, clientTLSBlock, serverTCPBlock},
 }
 
 var serverBlock = &block{
@@ -113,6 +120,11 @@ var serverBlock = &block{
 			name: "tier", def: "0", example: "1",
 			doc:     "Used when no server of a lower tier is usable.",
 			binding: to(whole(0, 255), func(s *serverNode) *int { return &s.opts.Tier }),
+		},
+		{
+			name: "quic_server_id", def: "learned from what it sends", example: `"0a1b"`,
+			doc:     "What the server puts behind the first byte of its QUIC connection ids (QUIC-LB, plaintext), as long as the listener's `quic { server_id_length }`. See [address changes](udp.md#address-changes).",
+			binding: to(quicServerID(), func(s *serverNode) *string { return &s.opts.QUICServerID }),
 		},
 	},
 }
@@ -172,24 +184,31 @@ var healthCommon = []attr{
 		doc:     "Host to probe instead of the server's own.",
 		binding: to(bareHost(), func(h *healthNode) *string { return &h.opts.Address }),
 	},
-	{
-		name: "proxy_protocol", def: "none", example: `"v2"`,
-		doc: "Begins each probe with a PROXY header, for servers that expect one on the probed port; the upstream's `proxy_protocol` does not apply to probes. " +
-			"`v2` says that the connection is the proxy's own (LOCAL), `v1` names the addresses of the probe.",
-		binding: to(word([]string{"v1", "v2"}, []health.ProxyProtocol{health.ProxyV1, health.ProxyV2}),
-			func(h *healthNode) *health.ProxyProtocol { return &h.opts.ProxyProtocol }),
-	},
+}
+
+// healthProxy is of checks over connections.
+var healthProxy = attr{
+	name: "proxy_protocol", def: "none", example: `"v2"`,
+	doc: "Begins each probe with a PROXY header, for servers that expect one on the probed port; the upstream's `proxy_protocol` does not apply to probes. " +
+		"`v2` says that the connection is the proxy's own (LOCAL), `v1` names the addresses of the probe.",
+	binding: to(word([]string{"v1", "v2"}, []health.ProxyProtocol{health.ProxyV1, health.ProxyV2}),
+		func(h *healthNode) *health.ProxyProtocol { return &h.opts.ProxyProtocol }),
+}
+
+// openHealth makes a check of that kind.
+func openHealth(k health.Kind) func(any) any {
+	return in(func(u *upstreamNode) *healthNode {
+		h := &healthNode{opts: health.Options{Kind: k}}
+		u.health = append(u.health, h)
+		return h
+	})
 }
 
 var healthTCPBlock = &block{
 	name: "health", kind: "tcp", many: true,
-	doc: "Probes each server by connecting, and if asked to by a short exchange. Of several `health` blocks all must pass.",
-	open: in(func(u *upstreamNode) *healthNode {
-		h := &healthNode{opts: health.Options{Kind: health.TCP}}
-		u.health = append(u.health, h)
-		return h
-	}),
-	attrs: append([]attr{
+	doc:  "Probes each server by connecting, and if asked to by a short exchange. Of several `health` blocks all must pass.",
+	open: openHealth(health.TCP),
+	attrs: slices.Concat([]attr{
 		{
 			name: "send", def: "nothing", example: `"PING\r\n"`,
 			doc:     "Sent after connecting.",
@@ -210,18 +229,14 @@ var healthTCPBlock = &block{
 			doc:     "As `expect`, for bytes that are no text. Not together with it.",
 			binding: to(hexBytes(), func(h *healthNode) *[]byte { return &h.matchHex }),
 		},
-	}, healthCommon...),
+	}, healthCommon, []attr{healthProxy}),
 }
 
 var healthHTTPBlock = &block{
 	name: "health", kind: "http", many: true,
-	doc: "Probes each server by one HTTP/1.1 request. Of several `health` blocks all must pass.",
-	open: in(func(u *upstreamNode) *healthNode {
-		h := &healthNode{opts: health.Options{Kind: health.HTTP}}
-		u.health = append(u.health, h)
-		return h
-	}),
-	attrs: append([]attr{
+	doc:  "Probes each server by one HTTP/1.1 request. Of several `health` blocks all must pass.",
+	open: openHealth(health.HTTP),
+	attrs: slices.Concat([]attr{
 		{
 			name: "path", def: `"/"`, example: `"/healthz"`,
 			doc:     "Path and query.",
@@ -247,5 +262,37 @@ var healthHTTPBlock = &block{
 			doc:     "Must occur in the first 64 KiB of the body.",
 			binding: to(text(), func(h *healthNode) *string { return &h.opts.ExpectBody }),
 		},
-	}, healthCommon...),
+	}, healthCommon, []attr{healthProxy}),
+}
+
+var healthUDPBlock = &block{
+	name: "health", kind: "udp", many: true,
+	doc:  "Probes each server by a datagram and its answer. Of several `health` blocks all must pass. See [health](udp.md#balancing-and-health).",
+	open: openHealth(health.UDP),
+	attrs: slices.Concat([]attr{
+		{
+			name: "send", def: "an empty datagram", example: `"ping"`,
+			doc:     "The datagram.",
+			binding: to(payload(), func(h *healthNode) *[]byte { return &h.opts.Send }),
+		},
+		{
+			name: "expect", def: "no \"port unreachable\"", example: `"pong"`,
+			doc:     "Must occur in an answer.",
+			binding: to(payload(), func(h *healthNode) *[]byte { return &h.opts.Expect }),
+		},
+		{
+			name: "send_hex", def: "an empty datagram",
+			doc:     "As `send`, for bytes that are no text. Not together with it.",
+			binding: to(hexBytes(), func(h *healthNode) *[]byte { return &h.sendHex }),
+		},
+		{
+			name: "expect_hex", def: "no \"port unreachable\"",
+			doc:     "As `expect`, for bytes that are no text. Not together with it.",
+			binding: to(hexBytes(), func(h *healthNode) *[]byte { return &h.matchHex }),
+		},
+	}, healthCommon, []attr{{
+		name: "proxy_protocol", def: "none", example: `"v2"`,
+		doc:     "Begins the datagram with a PROXY header that says that it is the proxy's own (LOCAL), for servers that expect one; the upstream's `proxy_protocol` does not apply to probes.",
+		binding: to(word([]string{"v2"}, []health.ProxyProtocol{health.ProxyV2}), func(h *healthNode) *health.ProxyProtocol { return &h.opts.ProxyProtocol }),
+	}}),
 }

@@ -14,7 +14,8 @@ import (
 type shadows struct {
 	byName  map[string][]shadow // matches with sni, else host, by each of their patterns
 	unnamed []shadow
-	work    int // comparisons left: without names they are quadratic
+	work    int            // comparisons left: without names they are quadratic
+	hello   sniff.Protocol // what has names and ALPN
 
 	// again are the tls blocks of routes by client_name. Sessions that get to
 	// such a route are routed a second time once the certificate is known, and
@@ -30,8 +31,12 @@ type shadow struct {
 
 const maxComparisons = 2_000_000
 
-func newShadows() *shadows {
-	return &shadows{byName: make(map[string][]shadow), work: maxComparisons, again: make(map[string]bool)}
+func newShadows(n listener.Network) *shadows {
+	hello := sniff.TLS
+	if n == listener.UDP {
+		hello = sniff.QUIC
+	}
+	return &shadows{hello: hello, byName: make(map[string][]shadow), work: maxComparisons, again: make(map[string]bool)}
 }
 
 func (s *shadows) add(r *routeNode) {
@@ -122,7 +127,7 @@ func (s *shadows) scan(list []shadow, r *routeNode, m *listener.Match) *routeNod
 		if s.work--; s.work < 0 {
 			return nil
 		}
-		if s.sure(sh.route, r) && covers(sh.match, m, sh.route.tls == r.tls) {
+		if s.sure(sh.route, r) && s.covers(sh.match, m, sh.route.tls == r.tls) {
 			return sh.route
 		}
 	}
@@ -131,7 +136,7 @@ func (s *shadows) scan(list []shadow, r *routeNode, m *listener.Match) *routeNod
 
 // covers reports that a holds whenever b does. Names in certificates are those
 // of one way of verifying them, so they compare only where TLS is the same.
-func covers(a, b *listener.Match, sameTLS bool) bool {
+func (s *shadows) covers(a, b *listener.Match, sameTLS bool) bool {
 	within := func(outer, inner []string, takes func(o, i string) bool) bool {
 		return len(outer) == 0 || len(inner) > 0 && !slices.ContainsFunc(inner, func(i string) bool {
 			return !slices.ContainsFunc(outer, func(o string) bool { return takes(o, i) })
@@ -143,7 +148,7 @@ func covers(a, b *listener.Match, sameTLS bool) bool {
 		within(a.Path, b.Path, func(o, i string) bool { return strings.HasPrefix(i, o) }) &&
 		within(a.ALPN, b.ALPN, equal) &&
 		(len(a.ClientName) == 0 || sameTLS && within(a.ClientName, b.ClientName, equal)) &&
-		coversProtocol(a, b) && coversSource(a.Source, b.Source) && coversPort(a.Port, b.Port)
+		s.coversProtocol(a, b) && coversSource(a.Source, b.Source) && coversPort(a.Port, b.Port)
 }
 
 // patternTakes reports that every name of pattern i is one of pattern o.
@@ -152,7 +157,7 @@ func patternTakes(o, i string) bool {
 	return o == i || wildcard && strings.HasSuffix(strings.TrimPrefix(i, "*"), below)
 }
 
-func coversProtocol(a, b *listener.Match) bool {
+func (s *shadows) coversProtocol(a, b *listener.Match) bool {
 	if len(a.Protocol) == 0 {
 		return true
 	}
@@ -160,7 +165,7 @@ func coversProtocol(a, b *listener.Match) bool {
 	switch {
 	case len(inner) > 0:
 	case len(b.SNI)+len(b.ALPN) > 0:
-		inner = []sniff.Protocol{sniff.TLS}
+		inner = []sniff.Protocol{s.hello}
 	case len(b.Host)+len(b.Path) > 0:
 		inner = []sniff.Protocol{sniff.HTTP}
 	}

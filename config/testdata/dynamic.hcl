@@ -9,7 +9,7 @@ listener "tcp" "edge" {
     labels   = [route.key]
     content {}
   }
-  dynamic "rout" { # error: there is no block "rout" in a listener block
+  dynamic "rout" { # error: there is no block "rout" in a listener "tcp" block
     for_each = []
     content {}
   }

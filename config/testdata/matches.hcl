@@ -27,7 +27,7 @@ listener "tcp" "names" {
   }
   route "protocol" {
     match { protocol = ["mysql", "smtp", "IMAP"] } # error: protocol: a MySQL server speaks first: nothing can be told from the client's first bytes Give MySQL a listener of its own. # error: a SMTP # error: a IMAP
-    match { protocol = ["htp", "quic", "unknown"] } # error: Did you mean "http"? # error: "quic" is not known Allowed: # error: "unknown" is not known
+    match { protocol = ["htp", "quic", "unknown"] } # error: Did you mean "http"? # error: "quic" does not come over TCP QUIC comes over UDP: write it in a listener "udp" # error: "unknown" is not known
     match { protocol = [] } # error: protocol: the list is empty
     upstream = upstream.web
   }

@@ -1,6 +1,6 @@
 listener "tcp" "edge" {
   address  = ":1443"
-  adress   = ":1" # error: there is no attribute "adress" in a listener block A listener block takes the attributes address
+  adress   = ":1" # error: there is no attribute "adress" in a listener "tcp" block A listener "tcp" block takes the attributes address
   upsteam  = upstream.web # error: Did you mean "upstream"?
   timeout { # error: Did you mean "timeouts"?
     idle = "1m"
@@ -20,7 +20,7 @@ listner "tcp" "x" { # error: there is no block "listner" at the top of a file A 
 
 worker = 4 # error: there is no attribute "worker" at the top of a file
 
-listener "udp" "dns" { # error: there is no listener of type "udp" A listener block is listener "tcp".
+listener "upd" "dns" { # error: there is no listener of type "upd" A listener block is listener "tcp" or listener "udp". Did you mean "udp"?
   anything = true
 }
 
@@ -32,7 +32,7 @@ process "main" { # error: a process block has no label
 
 upstream "web" {
   server "a" { address = "10.0.0.1:80" }
-  health "htp" { # error: there is no health of type "htp" A health block is health "tcp" or health "http". Did you mean "http"?
+  health "htp" { # error: there is no health of type "htp" A health block is health "tcp", health "http" or health "udp". Did you mean "http"?
   }
   health { # error: a health block has one label, its type
   }

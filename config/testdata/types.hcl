@@ -62,7 +62,8 @@ listener "tcp" "edge" {
 }
 
 upstream "web" {
-  balance         = "maglev" # error: Allowed: one of "random", "round_robin" or "least_conn".
+  balance         = "magic" # error: Allowed: one of "random", "round_robin", "least_conn", "maglev" or "ring_hash".
+  hash_on         = "client" # error: Allowed: one of "source", "source_port", "sni" or "destination".
   connect_timeout = "2h" # error: out of range
   retries         = 101 # error: out of range
   panic_threshold = 0.5 # error: panic_threshold: 0.5 is not a percentage
