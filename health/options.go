@@ -30,7 +30,7 @@ type Kind uint8
 const (
 	TCP  Kind = iota // connect, optionally send bytes and expect others
 	HTTP             // one HTTP/1.1 request
-	UDP              // send a datagram and wait for an answer, or for none to say "port unreachable"
+	UDP              // one datagram and its answer, or at least no ICMP error
 )
 
 func (k Kind) String() string {
@@ -48,7 +48,7 @@ type ProxyProtocol uint8
 
 const (
 	ProxyNone ProxyProtocol = iota
-	ProxyV1                 // with the addresses of the probe's connection
+	ProxyV1                 // with the addresses of the probe's connection; not for UDP
 	ProxyV2                 // with the command LOCAL
 )
 
@@ -66,10 +66,19 @@ type Options struct {
 	Port     int           // 1–65535; 0: the server's own
 	Address  string        // host to probe instead of the server's; "": the server's own
 
-	ProxyProtocol ProxyProtocol
+	ProxyProtocol ProxyProtocol // UDP: version 2 only, in the same datagram as Send
 
-	Send   []byte // TCP: sent after connecting
-	Expect []byte // TCP: must occur in the first 64 KiB of what comes back; empty: connecting is enough
+	// Send is what a TCP probe sends after connecting, and a UDP probe in one
+	// datagram; there, empty means an empty datagram. As any datagram may be
+	// lost, it is sent again after each third of the timeout, three times in
+	// all: it should be something that does no harm twice.
+	Send []byte
+	// Expect must occur in the first 64 KiB of what comes back; empty: for TCP,
+	// connecting is enough. For UDP it must occur in one of the first 64
+	// datagrams; empty: any answer is a success at once, and so is silence to
+	// the timeout's end. Only ICMP then tells that a server is down, and not
+	// every host or firewall sends that: servers that answer should be asked.
+	Expect []byte
 
 	Method       string        // HTTP; "": GET
 	Path         string        // HTTP; "": /

@@ -20,6 +20,9 @@ import (
 // alike.
 const maxRead = 64 << 10
 
+// longAgo is a deadline that ends reading and writing at once.
+var longAgo = time.Unix(1, 0)
+
 // exchange is one probe under way.
 type exchange struct {
 	opts  *Options
@@ -54,27 +57,32 @@ func probe(ctx context.Context, o *Options, t Target) error {
 
 // destination applies the options that override the server's address.
 func (o *Options) destination(t Target) (network, address string, err error) {
-	if o.Address == "" && o.Port == 0 {
+	network = "tcp"
+	if o.Kind == UDP {
+		network = "udp"
+	}
+	if t.Network == "unix" {
+		switch {
+		case o.Address != "" && o.Port != 0:
+			return network, net.JoinHostPort(o.Address, strconv.Itoa(o.Port)), nil
+		case o.Address != "" || o.Port != 0:
+			return "", "", errors.New("the server is a unix socket; a check that goes elsewhere needs both an address and a port")
+		case o.Kind == UDP:
+			return "", "", errors.New("the server is a unix socket; a udp check of it needs an address and a port")
+		}
 		return t.Network, t.Address, nil
 	}
-	host, port := o.Address, strconv.Itoa(o.Port)
-	if t.Network == "unix" {
-		if host == "" || o.Port == 0 {
-			return "", "", errors.New("the server is a unix socket; a check that goes elsewhere needs both an address and a port")
-		}
-		return "tcp", net.JoinHostPort(host, port), nil
-	}
-	h, p, err := net.SplitHostPort(t.Address)
+	host, port, err := net.SplitHostPort(t.Address)
 	if err != nil {
 		return "", "", err
 	}
-	if host == "" {
-		host = h
+	if o.Address != "" {
+		host = o.Address
 	}
-	if o.Port == 0 {
-		port = p
+	if o.Port != 0 {
+		port = strconv.Itoa(o.Port)
 	}
-	return t.Network, net.JoinHostPort(host, port), nil
+	return network, net.JoinHostPort(host, port), nil
 }
 
 // hostHeader is the value of the HTTP Host header.
@@ -95,7 +103,10 @@ func (o *Options) hostHeader(t Target, probed string) string {
 func (x *exchange) run(ctx context.Context, network, address, host string) error {
 	silent := x.opts.Kind == TCP && len(x.opts.Send) == 0 && len(x.opts.Expect) == 0 && x.opts.ProxyProtocol == ProxyNone
 	d := net.Dialer{KeepAlive: -1, FallbackDelay: -1}
-	if silent && network == "tcp" {
+	switch {
+	case network == "udp":
+		d.Control = reportICMP
+	case silent && network == "tcp":
 		d.Control = delayACK
 	}
 	conn, err := d.DialContext(ctx, network, address)
@@ -110,7 +121,10 @@ func (x *exchange) run(ctx context.Context, network, address, host string) error
 		return nil
 	}
 	x.conn = conn
-	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })()
+	defer context.AfterFunc(ctx, func() { conn.SetDeadline(longAgo) })()
+	if x.opts.Kind == UDP {
+		return x.udp(ctx)
+	}
 	if err := x.proxyHeader(); err != nil {
 		return err
 	}
@@ -211,11 +225,19 @@ func search(r io.Reader, want []byte) (found bool, got []byte, err error) {
 	return false, got, nil
 }
 
-// quote shows the beginning of what may be long and binary.
+const maxQuote = 64
+
+// quote shows the beginning of what may be long and binary. Each byte is shown
+// for itself: an id that happens to be valid UTF-8 is to be recognised.
 func quote(b []byte) string {
-	const most = 64
-	if len(b) > most {
-		return strconv.Quote(string(b[:most])) + "…"
+	end := `"`
+	if len(b) > maxQuote {
+		b, end = b[:maxQuote], `"…`
 	}
-	return strconv.Quote(string(b))
+	q := []byte{'"'}
+	for i := range b {
+		one := strconv.Quote(string(b[i : i+1]))
+		q = append(q, one[1:len(one)-1]...)
+	}
+	return string(q) + end
 }

@@ -11,7 +11,7 @@ import (
 
 // Target is where a probe goes.
 type Target struct {
-	Network string // "tcp" or "unix"
+	Network string // "tcp", also for checks by UDP, or "unix"
 	Address string // "10.0.0.1:80", or a unix socket's path; a leading '@' means the abstract namespace
 	Host    string // the HTTP Host header, unless the options say another
 }
@@ -22,7 +22,7 @@ type Report struct {
 	Changed  bool          // … which this probe has changed
 	Err      error         // what the probe failed of; nil: it passed
 	Duration time.Duration // of the probe
-	Check    string        // kind of the check: "tcp", "http"
+	Check    string        // kind of the check: "tcp", "http", "udp"
 }
 
 // Watch is the checks of one server.
