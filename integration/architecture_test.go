@@ -93,7 +93,7 @@ var foreign = map[string][]string{
 	"go.uber.org/zap":                   {"cmd/edgeproxy", "health", "internal/admin", "internal/logging", "listener", "tlsterm", "upstream"},
 	"golang.org/x/crypto":               {"internal/tlsrecord", "tlsterm"},
 	"golang.org/x/net/idna":             {"config"},
-	"golang.org/x/sys/unix":             {"cmd/edgeproxy", "health", "integration", "internal/accesslog", "internal/admin", "internal/ktls", "internal/logging", "internal/reactor", "internal/sdnotify", "listener", "splice", "tlsterm", "upstream"},
+	"golang.org/x/sys/unix":             {"cmd/edgeproxy", "health", "integration", "internal/accesslog", "internal/admin", "internal/ktls", "internal/logging", "internal/reactor", "internal/sdnotify", "internal/udp", "listener", "splice", "tlsterm", "upstream"},
 	"golang.org/x/term":                 {"cmd/edgeproxy"},
 	"gonum.org/v1/plot":                 {"integration/bench"},
 }
