@@ -336,6 +336,11 @@ func TestNames(t *testing.T) {
 	if got := fmt.Sprint(Names()); got != "[tls http ssh postgres redis mqtt rdp socks5 proxy]" {
 		t.Error(got)
 	}
+	for _, name := range Names() {
+		if p, ok := ParseProtocol(name); !ok || p == QUIC { // which is not of streams
+			t.Errorf("%q: %v, %v", name, p, ok)
+		}
+	}
 	for p := Unknown; p < protocolCount; p++ {
 		got, ok := ParseProtocol(p.String())
 		if got != p || ok != (p != Unknown) {
