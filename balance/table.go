@@ -25,9 +25,10 @@ type Keyed struct {
 //
 // Who gets a key depends on the policy and on the members' names and weights,
 // but not on their order. A member that comes or goes takes keys from, or
-// leaves them to, the others by their weights; the keys of others stay:
-// with RingHash nearly all, with Maglev all but a few in a hundred, in return
-// for shares that are even.
+// leaves them to, the others by their weights; all other keys stay. With
+// RingHash that is exact as long as the ring is not at its bound. With Maglev
+// up to one in a hundred changes hands all the same, in return for shares that
+// are even to a few percent, those of a ring to some ten.
 type Table struct {
 	policy      Policy
 	members     []Keyed
