@@ -39,9 +39,16 @@ func (l *loader) check() {
 	l.checkChallenges(bound[listener.TCP])
 	for _, n := range l.root.upstreams {
 		l.checkUpstream(n)
-		l.checkHash(n, used.upstreams[n.name])
+		l.checkHash(n)
 		l.checkDatagrams(n, used.upstreams[n.name])
 		cfg.Upstreams = append(cfg.Upstreams, n.opts)
+	}
+	upstreams := make(map[string]*upstreamNode, len(l.root.upstreams))
+	for _, n := range l.root.upstreams {
+		upstreams[n.name] = n
+	}
+	for _, n := range l.root.listeners {
+		l.checkServerIDsOf(n, upstreams)
 	}
 	l.checkLoops(bound[listener.UDP], used)
 	if l.d.HasErrors() {

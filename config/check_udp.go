@@ -6,8 +6,6 @@ import (
 	"slices"
 	"strings"
 
-	"edgeproxy/balance"
-	"edgeproxy/internal/sniff"
 	"edgeproxy/listener"
 	"edgeproxy/upstream"
 )
@@ -85,6 +83,40 @@ func (l *loader) checkIDLengths(n *upstreamNode, users []*listenerNode) {
 	}
 }
 
+// checkServerIDsOf looks at whether the servers of all upstreams of a listener
+// can be told apart by their ids.
+func (l *loader) checkServerIDsOf(n *listenerNode, upstreams map[string]*upstreamNode) {
+	if n.opts.UDP.QUICServerID == 0 {
+		return
+	}
+	type owner struct {
+		upstream *upstreamNode
+		server   *serverNode
+	}
+	first := make(map[string]owner)
+	seen := make(map[string]bool)
+	for _, r := range n.opts.Routes {
+		for _, split := range r.Splits {
+			u := upstreams[split.Upstream]
+			if u == nil || seen[u.name] {
+				continue
+			}
+			seen[u.name] = true
+			for _, s := range u.servers {
+				id := s.opts.QUICServerID
+				switch o, taken := first[id]; {
+				case id == "":
+				case !taken:
+					first[id] = owner{u, s}
+				case o.upstream != u && o.server.opts.Address != s.opts.Address:
+					l.d.warnf(s.at("quic_server_id"), "A client of this one whose address changes would go on with that one, and fail. Give each server an id of its own.",
+						"quic_server_id %x is that of server %q at %s, too, and listener %q uses both", id, o.server.name, place(o.server.header), n.name)
+				}
+			}
+		}
+	}
+}
+
 func inBytes(n int) string {
 	if n == 1 {
 		return "1 byte"
@@ -93,35 +125,13 @@ func inBytes(n int) string {
 }
 
 // checkHash looks at whether hash_on can do what it says.
-func (l *loader) checkHash(n *upstreamNode, users []*listenerNode) {
+func (l *loader) checkHash(n *upstreamNode) {
 	if !n.has("hash_on") || n.bad {
 		return
 	}
-	if n.opts.Balance != balance.Maglev && n.opts.Balance != balance.RingHash {
+	if !n.opts.Balance.Keyed() {
 		l.d.warnf(n.at("hash_on"), "It is the key of balance = \"maglev\" and \"ring_hash\".", "hash_on has no effect with balance = %q", n.opts.Balance.String())
-		return
 	}
-	if n.opts.HashOn != upstream.HashSNI {
-		return
-	}
-	for _, u := range users {
-		if !u.looksAtNames() {
-			detail := "Sessions of that listener are spread by the client's address. A route with match { protocol = [\"tls\"] } in front of the one for the rest makes it look."
-			if u.opts.Network == listener.UDP {
-				detail = strings.Replace(detail, "tls", "quic", 1)
-			}
-			l.d.warnf(n.at("hash_on"), detail, "no route of listener %q at %s looks at server names", u.name, place(u.header))
-		}
-	}
-}
-
-// looksAtNames reports whether server names are known where servers are chosen.
-func (n *listenerNode) looksAtNames() bool {
-	return n.partial || slices.ContainsFunc(n.opts.Routes, func(r listener.RouteOptions) bool {
-		return r.TLS != "" || slices.ContainsFunc(r.Match, func(m listener.Match) bool {
-			return len(m.SNI)+len(m.ALPN) > 0 || slices.Contains(m.Protocol, sniff.TLS) || slices.Contains(m.Protocol, sniff.QUIC)
-		})
-	})
 }
 
 // checkLoops refuses UDP listeners whose datagrams would come back to them.

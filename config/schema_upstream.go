@@ -272,12 +272,12 @@ var healthUDPBlock = &block{
 	attrs: slices.Concat([]attr{
 		{
 			name: "send", def: "an empty datagram", example: `"ping"`,
-			doc:     "The datagram.",
+			doc:     "The datagram. While nothing comes back it is sent up to three times, spread over `timeout`.",
 			binding: to(payload(), func(h *healthNode) *[]byte { return &h.opts.Send }),
 		},
 		{
-			name: "expect", def: "no \"port unreachable\"", example: `"pong"`,
-			doc:     "Must occur in an answer.",
+			name: "expect", def: "no error by ICMP", example: `"pong"`,
+			doc:     "Must occur in an answer. Without it any answer will do, and silence, too: only \"port unreachable\" and the like fail.",
 			binding: to(payload(), func(h *healthNode) *[]byte { return &h.opts.Expect }),
 		},
 		{
@@ -286,7 +286,7 @@ var healthUDPBlock = &block{
 			binding: to(hexBytes(), func(h *healthNode) *[]byte { return &h.sendHex }),
 		},
 		{
-			name: "expect_hex", def: "no \"port unreachable\"",
+			name: "expect_hex", def: "no error by ICMP",
 			doc:     "As `expect`, for bytes that are no text. Not together with it.",
 			binding: to(hexBytes(), func(h *healthNode) *[]byte { return &h.matchHex }),
 		},

@@ -1,28 +1,39 @@
-# What has no effect over UDP, and by hash_on.
-listener "udp" "plain" {
-  address  = ":1001"
-  upstream = upstream.names
-}
+# What has no effect over UDP, or another one than meant.
 listener "udp" "quic" {
   address = ":1002"
-  route "quic" {
-    match { protocol = ["quic"] }
-    upstream = upstream.names
+  quic { server_id_length = 1 }
+  route "a" {
+    match { sni = ["a.example.com"] }
+    upstream = upstream.a
   }
+  route "b" { upstream = upstream.b }
 }
 listener "tcp" "tcp" {
-  address = ":1001"
-  route "ids" {
-    match { source = ["10.0.0.0/8"] }
-    upstream = upstream.ids
-  }
-  route "names" { upstream = upstream.names }
+  address  = ":1001"
+  upstream = upstream.ids
 }
 
-upstream "names" {
-  balance = "maglev"
-  hash_on = "sni" # warning: no route of listener "plain" at testdata/udp-warnings.hcl:2:1 looks at server names Sessions of that listener are spread by the client's address. A route with match { protocol = ["quic"] } # warning: no route of listener "tcp" at
-  server "a" { address = "10.0.0.1:443" }
+upstream "a" {
+  balance = "ring_hash"
+  hash_on = "sni"
+  server "a" {
+    address        = "10.0.0.1:443"
+    quic_server_id = "01"
+  }
+  server "b" {
+    address        = "10.0.0.2:443"
+    quic_server_id = "02"
+  }
+}
+upstream "b" {
+  server "a" {
+    address        = "10.0.0.1:443"
+    quic_server_id = "01"
+  }
+  server "c" {
+    address        = "10.0.0.3:443"
+    quic_server_id = "02" # warning: quic_server_id 02 is that of server "b" at testdata/udp-warnings.hcl:23:3, too, and listener "quic" uses both A client of this one
+  }
 }
 
 upstream "ids" {
