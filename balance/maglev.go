@@ -3,15 +3,19 @@ package balance
 import (
 	"encoding/binary"
 	"math/bits"
+
+	"github.com/cespare/xxhash/v2"
 )
 
-// maglevSizes are the table's sizes, of which it takes the smallest that gives
-// the member of the smallest share minSlots. They are primes, so that every
-// skip visits every slot, and far apart: from one to the next nearly all keys
-// move.
-var maglevSizes = [...]uint32{65537, 1<<20 + 7, 1<<22 + 15}
-
-const minSlots = 16
+// The table's sizes are primes, so that every skip visits every slot. The large
+// one is for tables in which the member of the smallest share would get less
+// than minSlots; there are no sizes between, because from one to another nearly
+// all keys move.
+const (
+	maglevSize      = 65537
+	largeMaglevSize = 1<<20 + 7
+	minSlots        = 16
+)
 
 // maglev is the table of Eisenbud et al., "Maglev: A Fast and Reliable Software
 // Network Load Balancer" (NSDI 2016), section 3.4: members take turns in
@@ -25,12 +29,9 @@ func newMaglev(members []seeded) maglev {
 		total += uint64(m.weight)
 		heaviest, lightest = max(heaviest, uint64(m.weight)), min(lightest, uint64(m.weight))
 	}
-	size := maglevSizes[0]
-	for _, s := range maglevSizes[1:] {
-		if minSlots*total <= uint64(size)*lightest {
-			break
-		}
-		size = s
+	size := uint32(maglevSize)
+	if minSlots*total > maglevSize*lightest {
+		size = largeMaglevSize
 	}
 	type claimant struct {
 		next, skip uint32
@@ -87,9 +88,10 @@ func (t maglev) at(key uint64, n int) int32 {
 func (t maglev) size() int  { return len(t) }
 func (t maglev) bytes() int { return 4 * len(t) }
 
-func (t maglev) appendTo(b []byte) []byte {
+func (t maglev) feed(d *xxhash.Digest) {
+	var buf [4]byte
 	for _, m := range t {
-		b = binary.LittleEndian.AppendUint32(b, uint32(m))
+		binary.LittleEndian.PutUint32(buf[:], uint32(m))
+		d.Write(buf[:])
 	}
-	return b
 }

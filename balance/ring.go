@@ -3,7 +3,8 @@ package balance
 import (
 	"encoding/binary"
 	"math/bits"
-	"slices"
+
+	"github.com/cespare/xxhash/v2"
 )
 
 const (
@@ -21,8 +22,9 @@ type ring struct {
 	points []uint64 // ascending
 	owners []int32
 	// heads tells, by the first bits of a position, how many points lie before
-	// all positions that begin so: points are spread evenly, so that a look-up
-	// ends a point or two behind.
+	// all positions that begin so; its last element is for the end of the
+	// circle. Points are spread evenly, so that a look-up ends a point or two
+	// behind.
 	heads []uint32
 	shift int
 }
@@ -37,39 +39,36 @@ func newRing(members []seeded) *ring {
 	for total*pointsPerWeight>>halved > maxPoints && 1<<halved < pointsPerWeight*MaxWeight {
 		halved++
 	}
-	type point struct {
-		at    uint64
-		owner int32
-	}
-	var points []point
-	for i, m := range members {
-		r := rng(m.hash)
-		for range max(m.weight*pointsPerWeight>>halved, 1) {
-			points = append(points, point{r.next(), int32(i)})
-		}
-	}
-	slices.SortStableFunc(points, func(a, b point) int { // of two at one place the first by name
-		if a.at < b.at {
-			return -1
-		}
-		if a.at > b.at {
-			return 1
-		}
-		return 0
-	})
-	r := &ring{points: make([]uint64, len(points)), owners: make([]int32, len(points))}
-	r.shift = 64 - bits.Len(uint(len(points)))
-	r.heads = make([]uint32, 1<<(64-r.shift))
-	for i, p := range points {
-		r.points[i], r.owners[i] = p.at, p.owner
-	}
 	n := 0
-	for h := range r.heads {
-		for n < len(points) && points[n].at>>r.shift < uint64(h) {
-			n++
-		}
-		r.heads[h] = uint32(n)
+	points := func(m seeded) int { return max(int(m.weight)*pointsPerWeight>>halved, 1) }
+	for _, m := range members {
+		n += points(m)
 	}
+	r := &ring{points: make([]uint64, n), owners: make([]int32, n), shift: 64 - bits.Len(uint(n))}
+	r.heads = make([]uint32, 1<<(64-r.shift)+1)
+	// Count, lay out, fill: the heads that the look-up needs sort nearly all.
+	each := func(f func(at uint64, owner int32)) {
+		for i, m := range members {
+			stream := rng(m.hash)
+			for range points(m) {
+				f(stream.next(), int32(i))
+			}
+		}
+	}
+	each(func(at uint64, _ int32) { r.heads[at>>r.shift+1]++ })
+	for h := range r.heads[1:] {
+		r.heads[h+1] += r.heads[h]
+	}
+	filled := make([]uint32, len(r.heads)-1)
+	each(func(at uint64, owner int32) {
+		h := at >> r.shift
+		i := r.heads[h] + filled[h]
+		filled[h]++
+		for ; i > r.heads[h] && r.points[i-1] > at; i-- { // of two at one place the first by name stays first
+			r.points[i], r.owners[i] = r.points[i-1], r.owners[i-1]
+		}
+		r.points[i], r.owners[i] = at, owner
+	})
 	return r
 }
 
@@ -86,10 +85,11 @@ func (r *ring) at(key uint64, n int) int32 {
 func (r *ring) size() int  { return len(r.points) }
 func (r *ring) bytes() int { return 12*len(r.points) + 4*len(r.heads) }
 
-func (r *ring) appendTo(b []byte) []byte {
+func (r *ring) feed(d *xxhash.Digest) {
+	var buf [12]byte
 	for i, p := range r.points {
-		b = binary.LittleEndian.AppendUint64(b, p)
-		b = binary.LittleEndian.AppendUint32(b, uint32(r.owners[i]))
+		binary.LittleEndian.PutUint64(buf[:], p)
+		binary.LittleEndian.PutUint32(buf[8:], uint32(r.owners[i]))
+		d.Write(buf[:])
 	}
-	return b
 }

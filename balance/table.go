@@ -43,7 +43,7 @@ type slots interface {
 	at(key uint64, n int) int32
 	size() int
 	bytes() int
-	appendTo(b []byte) []byte
+	feed(d *xxhash.Digest)
 }
 
 // maxLooks bounds how often Pick looks further before it counts who is left.
@@ -170,10 +170,12 @@ func (t *Table) hash() uint64 {
 		b = append(append(b, t.members[i].Name...), 0)
 		b = binary.LittleEndian.AppendUint32(b, uint32(t.members[i].Weight))
 	}
+	d := xxhash.New()
+	d.Write(b)
 	if t.slots != nil {
-		b = t.slots.appendTo(b)
+		t.slots.feed(d)
 	}
-	return xxhash.Sum64(b)
+	return d.Sum64()
 }
 
 // mix is the finaliser of SplitMix64: each bit of x changes about half of the

@@ -149,8 +149,8 @@ func TestMaglevIsThePapers(t *testing.T) {
 
 func TestMaglevSizes(t *testing.T) {
 	t.Parallel()
-	for i, size := range maglevSizes {
-		if !big.NewInt(int64(size)).ProbablyPrime(0) || i > 0 && size < 3*maglevSizes[i-1] {
+	for _, size := range []int64{maglevSize, largeMaglevSize} {
+		if !big.NewInt(size).ProbablyPrime(0) {
 			t.Error(size)
 		}
 	}
@@ -164,7 +164,7 @@ func TestMaglevSizes(t *testing.T) {
 		{namedBy(4097, func(int) int { return 1 }), 1<<20 + 7},
 		{namedBy(20, func(i int) int { return 256 - 255*(i/19) }), 1<<20 + 7}, // one with a 4865th
 		{namedBy(10000, func(int) int { return 1 }), 1<<20 + 7},
-		{namedBy(10000, func(i int) int { return 1 + i%256 }), 1<<22 + 15},
+		{namedBy(10000, func(i int) int { return 1 + i%256 }), 1<<20 + 7},
 		{named(), 0},
 		{named(0, -1), 0},
 	} {
@@ -196,7 +196,7 @@ func TestRingFindsTheNextPoint(t *testing.T) {
 			keys = append(keys, keyOf(n))
 		}
 		for i, key := range keys {
-			if i%7 != 0 && len(r.points) > 5000 {
+			if i%50 != 0 && len(r.points) > 5000 {
 				continue // the naive search is slow
 			}
 			if got, want := r.at(key, 0), naiveRing(r, key); got != want {
@@ -270,13 +270,13 @@ func TestSharesFollowWeights(t *testing.T) {
 		{"2 equal", named(1, 1), [2]float64{0.01, 0.15}},
 		{"3 by weight", named(1, 2, 5), [2]float64{0.01, 0.15}},
 		{"10 equal", namedBy(10, weightings[0].weight), [2]float64{0.02, 0.2}},
-		{"100 mixed", namedBy(100, weightings[1].weight), [2]float64{0.06, 0.25}},
+		{"100 mixed", namedBy(100, weightings[1].weight), [2]float64{0.1, 0.25}},
 		{"one of 256 to one", named(256, 1), [2]float64{0.06, 0.2}},
 	}
 	eachKeyed(t, func(t *testing.T, p Policy) {
 		for _, test := range tests {
 			table := NewTable(p, test.members)
-			standard, worst := deviation(shares(table, len(test.members), 1_000_000, nil), test.members)
+			standard, worst := deviation(shares(table, len(test.members), 300_000, nil), test.members)
 			t.Logf("%s: standard deviation %.1f %%, worst %.1f %%", test.name, 100*standard, 100*worst)
 			if bound := test.bounds[slices.Index(keyedPolicies, p)]; worst > bound {
 				t.Errorf("%s: one share is off by %.1f %%, want at most %.1f %%", test.name, 100*worst, 100*bound)
@@ -322,7 +322,7 @@ func TestMembersComeAndGo(t *testing.T) {
 				}
 				share := float64(all[n/2].Weight) / float64(total)
 				more, less := NewTable(p, all), NewTable(p, fewer)
-				const keys = 200_000
+				const keys = 50_000
 				most, needless := moved(more, less, all, fewer, keys)
 				back, again := moved(less, more, fewer, all, keys)
 				t.Logf("%s, %d members, one with %.2f %% of the keys goes: %.2f %% move, %.2f %% needlessly", w.name, n+1, 100*share, 100*most, 100*needless)
@@ -371,7 +371,7 @@ func TestSkippedMovesNobodyElse(t *testing.T) {
 			down := make(skipSet, len(members))
 			down[0] = true
 			inherited := make([]float64, len(members))
-			for k := range 400_000 {
+			for k := range 200_000 {
 				was, now := table.Pick(keyOf(k), nil), table.Pick(keyOf(k), down)
 				if was == 0 {
 					inherited[now]++
@@ -533,11 +533,11 @@ func TestManyMembers(t *testing.T) {
 	eachKeyed(t, func(t *testing.T, p Policy) {
 		members := namedBy(10_000, weightings[0].weight)
 		table := NewTable(p, members)
-		got := shares(table, len(members), 2_000_000, nil)
+		got := shares(table, len(members), 1_000_000, nil)
 		standard, worst := deviation(got, members)
-		// The draw of 200 keys for each alone makes 7 %.
+		// The draw of 100 keys for each alone makes 10 %.
 		t.Logf("%d slots, %d KiB: standard deviation %.1f %%, worst %.1f %%", table.Size(), table.Bytes()>>10, 100*standard, 100*worst)
-		if bound := map[Policy]float64{Maglev: 0.08, RingHash: 0.17}[p]; standard > bound {
+		if bound := map[Policy]float64{Maglev: 0.11, RingHash: 0.2}[p]; standard > bound {
 			t.Errorf("standard deviation %.1f %%", 100*standard)
 		}
 	})
