@@ -32,7 +32,7 @@ var imports = map[string][]string{
 	"config":             {"balance", "health", "internal/sniff", "listener", "tlsterm", "upstream"},
 	"internal/admin":     {"internal/histogram", "internal/reactor", "internal/version", "listener", "tlsterm", "upstream"},
 	"internal/accesslog": {"internal/logging", "internal/sniff", "listener"},
-	"listener":           {"internal/histogram", "internal/proxyproto", "internal/reactor", "internal/sniff", "internal/tlsrecord", "splice", "tlsterm", "upstream"},
+	"listener":           {"internal/histogram", "internal/proxyproto", "internal/quic", "internal/reactor", "internal/sniff", "internal/tlsrecord", "internal/udp", "splice", "tlsterm", "upstream"},
 	"upstream":           {"balance", "health", "internal/histogram", "internal/proxyproto", "internal/reactor", "internal/tlsrecord", "tlsterm"},
 	"health":             {"internal/proxyproto"},
 	"splice":             {"internal/ktls", "internal/reactor", "internal/tlsrecord"},

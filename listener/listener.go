@@ -20,6 +20,8 @@ type Listener struct {
 	handshakeRate bucket
 	engines       [engineCount]atomic.Int64
 
+	ids quicIDs
+
 	acceptErrors atomic.Uint64
 	acceptPauses atomic.Uint64
 }
@@ -32,7 +34,11 @@ type counters struct {
 	ends     [endCount]atomic.Uint64
 	seconds  *histogram.Histogram
 	tls      tlsCounters
-	_        [64]byte
+
+	datagramsIn  atomic.Uint64
+	datagramsOut atomic.Uint64
+	drops        [dropCount]atomic.Uint64
+	_            [64]byte
 }
 
 func newListener(name string, loops int) *Listener {
@@ -49,6 +55,7 @@ func (l *Listener) stats() Stats {
 	s := Stats{Name: l.name, AcceptErrors: l.acceptErrors.Load(), AcceptPauses: l.acceptPauses.Load()}
 	if t := l.table.Load(); t != nil {
 		s.TLS.Configured = t.terminates
+		s.Network = t.opts.Network
 	}
 	for e := range l.engines {
 		s.TLS.Sessions[e] = l.engines[e].Load()
@@ -68,6 +75,11 @@ func (l *Listener) stats() Stats {
 		s.BytesIn += c.bytes.In.Load()
 		s.BytesOut += c.bytes.Out.Load()
 		s.Spliced += c.bytes.Spliced.Load()
+		s.DatagramsIn += c.datagramsIn.Load()
+		s.DatagramsOut += c.datagramsOut.Load()
+		for d := range c.drops {
+			s.Dropped[d] += c.drops[d].Load()
+		}
 		c.seconds.AddTo(&s.Seconds)
 	}
 	return s

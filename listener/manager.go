@@ -42,11 +42,18 @@ type Manager struct {
 	log     atomic.Pointer[AccessLogger]
 	active  atomic.Int64
 	max     atomic.Int64
+	own     atomic.Pointer[ownAddresses]
+	// stopping says that no new sessions begin any more.
+	stopping atomic.Bool
 
 	mu        sync.Mutex // guards what follows: the admin API reads while a reload writes
 	listeners []*Listener
-	sockets   map[string][]*use // by Address.String(); port 0 may stand for several
+	sockets   map[string][]*use // by socketKey; port 0 may stand for several
+	draining  map[string][]*use // UDP sockets that are removed, and still have sessions
 }
+
+// socketKey tells addresses of the configuration apart.
+func socketKey(n Network, a Address) string { return n.String() + " " + a.String() }
 
 // use is a socket and the listener it serves.
 type use struct {
@@ -56,7 +63,7 @@ type use struct {
 
 // NewManager makes the workers of the loops, which must be running.
 func NewManager(env Env) *Manager {
-	m := &Manager{env: env, events: env.Events, sockets: map[string][]*use{}}
+	m := &Manager{env: env, events: env.Events, sockets: map[string][]*use{}, draining: map[string][]*use{}}
 	m.max.Store(env.MaxConnections)
 	for _, l := range env.Loops {
 		w := newWorker(m, l, env.MaxPipes)
@@ -109,7 +116,8 @@ type Plan struct {
 	sockets   map[string][]*use
 	opened    []*use
 	kept      []*use // with the listener they will serve
-	closing   []*socket
+	revived   []*use // of kept, those that were draining
+	closing   []*use
 }
 
 // Prepare does all of a reload that can fail: it opens the sockets that are
@@ -145,8 +153,14 @@ func (m *Manager) Prepare(opts []Options, groups func(name string) *upstream.Gro
 		p.listeners = append(p.listeners, ln)
 		p.tables = append(p.tables, t)
 		for _, a := range o.Addresses {
-			key := a.String()
-			if old := left[key]; len(old) > 0 {
+			key := socketKey(o.Network, a)
+			old := left[key]
+			if len(old) == 0 {
+				old = m.draining[key]
+				delete(m.draining, key)
+				p.revived = append(p.revived, old...)
+			}
+			if len(old) > 0 {
 				n := 1
 				if a.Systemd != "" {
 					n = len(old)
@@ -157,13 +171,15 @@ func (m *Manager) Prepare(opts []Options, groups func(name string) *upstream.Gro
 				left[key] = old[n:]
 				continue
 			}
-			socks, err := openBeside(a, len(m.workers), &o.TCP, m.env.Inherited, m.uses(a))
+			socks, err := m.open(a, t)
 			if err != nil {
 				errs = append(errs, fmt.Errorf("listener %q: %w", o.Name, err))
 				continue
 			}
 			for _, s := range socks {
-				m.env.Steering.attach(s)
+				if s.network == TCP {
+					m.env.Steering.attach(s)
+				}
 				u := &use{s, ln}
 				p.opened = append(p.opened, u)
 				p.sockets[key] = append(p.sockets[key], u)
@@ -175,18 +191,35 @@ func (m *Manager) Prepare(opts []Options, groups func(name string) *upstream.Gro
 		return nil, errors.Join(errs...)
 	}
 	for _, us := range left {
-		for _, u := range us {
-			p.closing = append(p.closing, u.socket)
-		}
+		p.closing = append(p.closing, us...)
 	}
 	return p, nil
 }
 
+// open listens on a new address.
+func (m *Manager) open(a Address, t *table) ([]*socket, error) {
+	ours := m.uses(t.opts.Network, a)
+	if t.opts.Network == TCP {
+		return openBeside(a, len(m.workers), &t.opts.TCP, m.env.Inherited, ours)
+	}
+	for _, w := range m.workers {
+		var err error
+		w.loop.Do(func() { _, err = w.datagrams() })
+		if err != nil {
+			return nil, fmt.Errorf("%s/udp: allocating buffers: %w", a, err)
+		}
+	}
+	return openDatagrams(a, len(m.workers), t, m.env.Inherited, ours)
+}
+
 // uses reports whether a socket of this process stands in the way of a: one
 // that goes when the plan is committed, as a configuration has no overlaps.
-func (m *Manager) uses(a Address) bool {
+func (m *Manager) uses(n Network, a Address) bool {
 	for _, us := range m.sockets {
 		for _, u := range us {
+			if u.socket.network != n {
+				continue
+			}
 			bound := Address{AddrPort: u.socket.local, Dual: u.socket.addr.Dual}
 			if bound.AddrPort.IsValid() && a.AddrPort.IsValid() && bound.Overlaps(a) {
 				return true
@@ -206,6 +239,13 @@ func (p *Plan) Discard() {
 	for _, u := range p.opened {
 		u.socket.close()
 	}
+	if len(p.revived) == 0 {
+		return
+	}
+	p.m.mu.Lock()
+	p.m.drain(p.revived)
+	p.m.mu.Unlock()
+	p.m.closeIdle(p.revived)
 }
 
 // Commit puts the plan into effect and returns when every loop works by it.
@@ -216,9 +256,10 @@ func (p *Plan) Commit() {
 		ln.table.Store(p.tables[i])
 	}
 	m.listeners, m.sockets = p.listeners, p.sockets
+	m.noteOwn()
 	m.mu.Unlock()
 	for _, u := range p.kept {
-		u.socket.retune(&u.ln.table.Load().opts.TCP)
+		u.socket.retune(u.ln.table.Load())
 	}
 	m.onLoops(func(w *worker) {
 		for _, u := range p.kept {
@@ -231,9 +272,43 @@ func (p *Plan) Commit() {
 	m.close(p.closing)
 }
 
-// close stops accepting on sockets without losing a connection: none begins
-// any more, those that have begun get into the queue, the queue is taken.
-func (m *Manager) close(sockets []*socket) {
+// close gives sockets up: those of UDP when their last session has ended.
+func (m *Manager) close(us []*use) {
+	var listening []*socket
+	var datagrams []*use
+	for _, u := range us {
+		if u.socket.network == UDP {
+			datagrams = append(datagrams, u)
+		} else {
+			listening = append(listening, u.socket)
+		}
+	}
+	if len(datagrams) > 0 {
+		m.onLoops(func(w *worker) {
+			for _, u := range datagrams {
+				w.refuseDatagrams(u.socket)
+			}
+		})
+		// Only now, when none can begin, is it the end of the last session
+		// that closes them.
+		m.mu.Lock()
+		m.drain(datagrams)
+		m.mu.Unlock()
+		m.closeIdle(datagrams)
+	}
+	m.stopListening(listening)
+}
+
+// closeIdle closes those that have no session (any more).
+func (m *Manager) closeIdle(us []*use) {
+	for _, u := range us {
+		m.closeDrained(u.socket)
+	}
+}
+
+// stopListening stops accepting without losing a connection: none begins any
+// more, those that have begun get into the queue, the queue is taken.
+func (m *Manager) stopListening(sockets []*socket) {
 	if len(sockets) == 0 {
 		return
 	}
@@ -265,7 +340,7 @@ func (m *Manager) Addresses() map[string][]string {
 	for _, o := range m.listeners {
 		seen := map[string]bool{} // ":0" may be there twice
 		for _, a := range o.table.Load().opts.Addresses {
-			key := a.String()
+			key := socketKey(o.table.Load().opts.Network, a)
 			if seen[key] {
 				continue
 			}
@@ -302,21 +377,26 @@ func (m *Manager) CloseServer(sv *upstream.Server, e End) {
 				s.end(e, nil)
 			}
 		})
+		w.udp.each(func(s *udpSession) {
+			if s.server == sv {
+				s.end(e, nil)
+			}
+		})
 	})
 }
 
 // StopAccepting closes all listening sockets, after taking what is in their queues.
 func (m *Manager) StopAccepting() {
 	m.mu.Lock()
-	var all []*socket
+	var all []*use
 	for _, us := range m.sockets {
-		for _, u := range us {
-			all = append(all, u.socket)
-		}
+		all = append(all, us...)
 	}
 	m.sockets = map[string][]*use{}
 	m.mu.Unlock()
+	m.stopping.Store(true)
 	m.close(all)
+	m.onLoops(func(w *worker) { w.udp.each((*udpSession).watch) })
 }
 
 // Drain waits until no session is left, or until stop is closed, and then ends
@@ -330,6 +410,10 @@ func (m *Manager) Drain(stop <-chan struct{}) (ended int64) {
 			var n atomic.Int64
 			m.onLoops(func(w *worker) {
 				w.each(func(s *session) {
+					n.Add(1)
+					s.end(Drained, nil)
+				})
+				w.udp.each(func(s *udpSession) {
 					n.Add(1)
 					s.end(Drained, nil)
 				})

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,12 +20,15 @@ import (
 // that all loops watch, each through a duplicate.
 type socket struct {
 	addr    Address
+	network Network
 	bound   string         // what it is really bound to
 	local   netip.AddrPort // likewise; invalid for unix sockets
 	fds     []int          // one per loop; the loops' once they are registered
 	shared  bool
 	steered bool   // the program of [Steering] chooses the loop
 	file    string // unix socket file to be removed
+
+	live atomic.Int64 // of UDP: sessions of all loops
 }
 
 // open listens on one address, for n loops.
@@ -55,7 +59,7 @@ func openTCP(a Address, n int, o *TCPOptions, ours bool) (*socket, error) {
 		// of one user share a port in silence.
 		probe, err := bindTCP(a, ap, false)
 		if err != nil {
-			return nil, explainBind(a, err)
+			return nil, explainBind(a, TCP, err)
 		}
 		unix.Close(probe)
 	}
@@ -70,7 +74,7 @@ func openTCP(a Address, n int, o *TCPOptions, ours bool) (*socket, error) {
 		}
 		if err != nil {
 			s.close()
-			return nil, explainBind(a, err)
+			return nil, explainBind(a, TCP, err)
 		}
 		s.fds = append(s.fds, fd)
 		if ap.Port() == 0 {
@@ -151,7 +155,12 @@ func tune(fd int, o *TCPOptions) {
 }
 
 // retune applies changed options to a kept socket.
-func (s *socket) retune(o *TCPOptions) {
+func (s *socket) retune(t *table) {
+	if s.network == UDP {
+		s.retuneDatagrams(t)
+		return
+	}
+	o := &t.opts.TCP
 	if s.addr.Unix != "" || s.addr.Systemd != "" {
 		return
 	}
@@ -171,7 +180,7 @@ func backlog(o *TCPOptions) int {
 func openUnix(a Address, n int, o *TCPOptions) (*socket, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, explainBind(a, os.NewSyscallError("socket", err))
+		return nil, explainBind(a, TCP, os.NewSyscallError("socket", err))
 	}
 	sa := &unix.SockaddrUnix{Name: a.Unix}
 	err = unix.Bind(fd, sa)
@@ -187,7 +196,7 @@ func openUnix(a Address, n int, o *TCPOptions) (*socket, error) {
 	}
 	if err != nil {
 		unix.Close(fd)
-		return nil, explainBind(a, err)
+		return nil, explainBind(a, TCP, err)
 	}
 	s := &socket{addr: a, bound: a.String(), shared: true}
 	if a.Unix[0] != '@' {
@@ -197,7 +206,7 @@ func openUnix(a Address, n int, o *TCPOptions) (*socket, error) {
 	}
 	if err := s.duplicate(fd, n); err != nil {
 		s.close()
-		return nil, explainBind(a, err)
+		return nil, explainBind(a, TCP, err)
 	}
 	return s, nil
 }
@@ -269,7 +278,9 @@ func (s *socket) duplicate(fd, n int) error {
 // close gives up a socket that no loop has taken over.
 func (s *socket) close() {
 	for _, fd := range s.fds {
-		unix.Close(fd)
+		if fd >= 0 {
+			unix.Close(fd)
+		}
 	}
 	s.fds = nil
 	s.removeFile()
@@ -331,11 +342,13 @@ func boundTo(fd int) netip.AddrPort {
 }
 
 // explainBind says what to do about a failure to listen.
-func explainBind(a Address, err error) error {
+func explainBind(a Address, network Network, err error) error {
 	hint := ""
 	switch {
 	case errors.Is(err, unix.EADDRINUSE) && a.Unix != "":
 		hint = "; another process listens on it, or the file is not a socket: stop that process, or remove the file"
+	case errors.Is(err, unix.EADDRINUSE) && network == UDP:
+		hint = "; another process listens there: find it with `ss -lunp`, stop it, or choose another port"
 	case errors.Is(err, unix.EADDRINUSE):
 		hint = "; another process listens there: find it with `ss -ltnp`, stop it, or choose another port"
 	case errors.Is(err, unix.EADDRNOTAVAIL):
@@ -353,7 +366,11 @@ func explainBind(a Address, err error) error {
 	case errors.Is(err, unix.EAFNOSUPPORT):
 		hint = "; this kernel has no such address family"
 	}
-	return fmt.Errorf("binding %s: %w%s", a, err, hint)
+	where := a.String()
+	if network == UDP {
+		where += "/udp"
+	}
+	return fmt.Errorf("binding %s: %w%s", where, err, hint)
 }
 
 // sourceOf reads the address that accept4 or getsockname has filled in; an

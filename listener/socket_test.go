@@ -122,7 +122,7 @@ func TestTune(t *testing.T) {
 		{TCPOptions{Keepalive: -1}, 1, 0, -1, 0}, // and the user timeout is off again
 		{TCPOptions{Keepalive: time.Millisecond}, 1, 1, 1, 0},
 	} {
-		s.retune(&test.o)
+		s.retune(&table{opts: &Options{TCP: test.o}})
 		c, err := net.Dial("tcp", s.bound)
 		if err != nil {
 			t.Fatal(err)
@@ -232,7 +232,7 @@ func TestExplainBind(t *testing.T) {
 		{"unix:/run/e.sock", unix.ENOTDIR, "/run is not a folder"},
 		{":443", unix.EIO, "input/output error"},
 	} {
-		err := explainBind(one(t, test.address), os.NewSyscallError("bind", test.errno))
+		err := explainBind(one(t, test.address), TCP, os.NewSyscallError("bind", test.errno))
 		if !errors.Is(err, test.errno) || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), test.address) {
 			t.Errorf("%s, %v: %v, want %q", test.address, test.errno, err, test.want)
 		}

@@ -32,7 +32,11 @@ type table struct {
 	terminates    bool          // some route has TLS
 	sniffTimeout  time.Duration // 0: off
 	handshakeRate rule
+
+	quicServers map[string]quicEntry // by the server ids of the configuration
 }
+
+var defaultIdle = [...]time.Duration{TCP: DefaultIdle, UDP: DefaultUDPIdle}
 
 type route struct {
 	opts   *RouteOptions
@@ -52,7 +56,7 @@ func newTable(o *Options, groups func(name string) *upstream.Group) *table {
 		opts:      o,
 		routes:    make([]route, len(o.Routes)),
 		handshake: timeout(o.Timeouts.Handshake, DefaultHandshake),
-		idle:      timeout(o.Timeouts.Idle, DefaultIdle),
+		idle:      timeout(o.Timeouts.Idle, defaultIdle[o.Network]),
 		halfClose: timeout(o.Timeouts.HalfClose, DefaultHalfClose),
 		lifetime:  timeout(o.Timeouts.Lifetime, 0),
 	}
@@ -67,6 +71,7 @@ func newTable(o *Options, groups func(name string) *upstream.Group) *table {
 		}
 	}
 	t.index()
+	t.indexQUICServers()
 	return t
 }
 

@@ -45,6 +45,8 @@ type worker struct {
 	addr      [unix.SizeofSockaddrAny]byte // accept4 and getsockname write here
 	addrLen   uint32
 	record    Record
+	udp       *datagrams // nil: there has been no UDP listener
+	ports     []*udpPort
 }
 
 func newWorker(m *Manager, l *reactor.Loop, maxPipes int) *worker {
@@ -83,6 +85,10 @@ type acceptor struct {
 
 // attach begins to accept. On the loop.
 func (w *worker) attach(s *socket, ln *Listener) {
+	if s.network == UDP {
+		w.attachDatagrams(s, ln)
+		return
+	}
 	a := &acceptor{w: w, ln: ln, socket: s, fd: s.fds[w.loop.Index], burst: 1}
 	if s.local.IsValid() && !s.local.Addr().IsUnspecified() {
 		a.local = netip.AddrPortFrom(s.local.Addr().Unmap(), s.local.Port())
@@ -97,6 +103,10 @@ func (w *worker) attach(s *socket, ln *Listener) {
 // another listener stay that one's, as they count there: they keep the old
 // acceptor. On the loop.
 func (w *worker) move(s *socket, ln *Listener) {
+	if s.network == UDP {
+		w.moveDatagrams(s, ln)
+		return
+	}
 	for i, a := range w.acceptors {
 		if a.socket != s || a.ln == ln {
 			continue
@@ -187,7 +197,7 @@ func (a *acceptor) Ready(reactor.Events) {
 // accept takes one connection and reports whether to go on.
 func (a *acceptor) accept() bool {
 	w := a.w
-	if !w.m.reserve() {
+	if !w.m.reserve() && !(w.udp.evict(nil) && w.m.reserve()) {
 		w.pause(a.ln, fullPause)
 		return false
 	}

@@ -121,3 +121,17 @@ func (e *endpoint) openDatagrams(o *Options, turn *uint32) (fd int, errno unix.E
 	}
 	return fd, 0, false
 }
+
+// Size is the number of servers.
+func (g *Group) Size() int { return len(g.members) }
+
+// QUICServers are the servers whose QUIC server id is known beforehand.
+func (g *Group) QUICServers() map[string]*Server {
+	ids := map[string]*Server{}
+	for _, m := range g.members {
+		if m.opts.QUICServerID != "" {
+			ids[m.opts.QUICServerID] = m.Server
+		}
+	}
+	return ids
+}

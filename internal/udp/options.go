@@ -147,6 +147,24 @@ func Tune(fd int, v6 bool, o TuneOptions) {
 	}
 }
 
+// Retune changes the options of a socket that [Listen] has bound to addr, as far
+// as they can change: GRO, PMTUProbe and the buffers.
+func Retune(fd int, addr netip.Addr, o ListenOptions) {
+	unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, truth(o.GRO))
+	discover := func(level, option, probe, otherwise int) {
+		if o.PMTUProbe {
+			otherwise = probe
+		}
+		unix.SetsockoptInt(fd, level, option, otherwise)
+	}
+	discover(unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE, unix.IP_PMTUDISC_WANT)
+	if addr.Is6() {
+		discover(unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE, unix.IPV6_PMTUDISC_WANT)
+	}
+	buffer(fd, o.ReceiveBuffer, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF)
+	buffer(fd, o.SendBuffer, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF)
+}
+
 func truth(b bool) int {
 	if b {
 		return 1
