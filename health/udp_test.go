@@ -284,6 +284,15 @@ type lossy struct {
 	began    time.Time
 	sent     []time.Duration // when each datagram was
 	lost     int             // datagrams from the first on
+	tooBig   bool            // the first is lost because of the path's MTU
+}
+
+func (l *lossy) Read(b []byte) (int, error) {
+	if l.tooBig {
+		l.tooBig = false
+		return 0, &net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.EMSGSIZE)}
+	}
+	return l.Conn.Read(b)
 }
 
 // Write never blocks: a datagram goes out or is lost.
@@ -297,7 +306,8 @@ func (l *lossy) Write(b []byte) (int, error) {
 
 func (l *lossy) LocalAddr() net.Addr { return net.UDPAddrFromAddrPort(netip.AddrPort{}) }
 
-// One lost datagram says nothing about the server, nor do two.
+// One lost datagram says nothing about the server, nor do two; nor does one
+// that was too big for the path, as the kernel makes fragments of the next.
 func TestUDPProbeIsRepeated(t *testing.T) {
 	t.Parallel()
 	second := func(n ...time.Duration) []time.Duration {
@@ -324,7 +334,7 @@ func TestUDPProbeIsRepeated(t *testing.T) {
 		t.Run(fmt.Sprint(c.lost, " lost, expecting ", c.expect), func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				l, err := probeLossy(t, c.lost, c.expect, 6*time.Second, context.DeadlineExceeded)
+				l, err := probeLossy(t, &lossy{lost: c.lost, tooBig: c.lost == 1}, c.expect, 6*time.Second, context.DeadlineExceeded)
 				if got := text(err); got != c.want {
 					t.Errorf("got  %s\nwant %s", got, c.want)
 				}
@@ -342,7 +352,7 @@ func TestUDPProbeIsStopped(t *testing.T) {
 	t.Parallel()
 	for after := range 7 {
 		synctest.Test(t, func(t *testing.T) {
-			l, err := probeLossy(t, 3, "", time.Duration(after)*time.Second, context.Canceled)
+			l, err := probeLossy(t, &lossy{lost: 3}, "", time.Duration(after)*time.Second, context.Canceled)
 			if took := time.Since(l.began); !errors.Is(err, context.Canceled) || took != min(time.Duration(after), 6)*time.Second {
 				t.Errorf("stopped after %d s: %v after %v", after, err, took)
 			}
@@ -351,7 +361,7 @@ func TestUDPProbeIsStopped(t *testing.T) {
 }
 
 // probeLossy runs a probe with a timeout of 6 s, and ends it for a reason.
-func probeLossy(t *testing.T, lost int, expect string, end time.Duration, why error) (*lossy, error) {
+func probeLossy(t *testing.T, l *lossy, expect string, end time.Duration, why error) (*lossy, error) {
 	ctx, cancel := context.WithCancel(t.Context())
 	if why == context.DeadlineExceeded {
 		ctx, cancel = context.WithTimeout(t.Context(), end)
@@ -360,7 +370,7 @@ func probeLossy(t *testing.T, lost int, expect string, end time.Duration, why er
 	}
 	defer cancel()
 	here, there := net.Pipe()
-	l := &lossy{Conn: here, server: there, began: time.Now(), lost: lost}
+	l.Conn, l.server, l.began = here, there, time.Now()
 	defer there.Close()
 	defer here.Close()
 	defer context.AfterFunc(ctx, func() { here.SetDeadline(longAgo) })()

@@ -7,10 +7,14 @@ import "net/netip"
 // payload that filled the path's MTU before is fragmented with it.
 const MaxDatagramHeader = v2Fixed + ipv6Length
 
+// ErrNoDatagramHeader says that a datagram does not even begin like a header of
+// either version. From a peer that is not to send headers nothing else will do:
+// one that is refused here may be taken by a laxer server.
+const ErrNoDatagramHeader syntaxError = "the datagram does not begin with the signature of version 2; is the peer set up to send a header in each datagram?"
+
 const (
-	errNoDatagramHeader syntaxError = "the datagram does not begin with the signature of version 2; is the peer set up to send a header in each datagram?"
-	errDatagramV1       syntaxError = "the datagram begins with a header of version 1, which knows TCP only; set the peer to send version 2"
-	errDatagramShort    syntaxError = "the header does not end within its datagram"
+	errDatagramV1    syntaxError = "the datagram begins with a header of version 1, which knows TCP only; set the peer to send version 2"
+	errDatagramShort syntaxError = "the header does not end within its datagram"
 )
 
 // ParseDatagram reads the header that a whole datagram begins with. The
@@ -32,7 +36,7 @@ func (h *Header) ParseDatagram(b []byte) (n int, err error) {
 		if len(b) >= len(v1Begin) && string(b[:len(v1Begin)]) == v1Begin {
 			return 0, errDatagramV1
 		}
-		return 0, errNoDatagramHeader
+		return 0, ErrNoDatagramHeader
 	}
 	n, need, err := h.parseV2(b)
 	if need > 0 {

@@ -67,9 +67,9 @@ var datagramHeaders = []struct {
 	{spec: "2.2 LOCAL: discard the protocol block (Envoy CVE-2024-23327, HAProxy 488ee7fb6e)", header: sig + "20 12 0004 02ffff00"},
 	{spec: "2.2 UDP over IPv4 with TLVs", header: sig + "21 12 0015" + four + "02 0003 612e62 ea 0000", src: source, dst: dest},
 
-	{spec: "2 MUST not guess: no header", header: "abcd0100 0001", err: errNoDatagramHeader},
-	{spec: "2 MUST not guess: a payload that is like one", header: "0d0a0d0a000d0a515549540b 21 12 000c" + four, err: errNoDatagramHeader},
-	{spec: "2 MUST not guess: payload first", header: "00" + sig + "21 12 000c" + four, err: errNoDatagramHeader},
+	{spec: "2 MUST not guess: no header", header: "abcd0100 0001", err: ErrNoDatagramHeader},
+	{spec: "2 MUST not guess: a payload that is like one", header: "0d0a0d0a000d0a515549540b 21 12 000c" + four, err: ErrNoDatagramHeader},
+	{spec: "2 MUST not guess: payload first", header: "00" + sig + "21 12 000c" + four, err: ErrNoDatagramHeader},
 	{spec: "2.1 version 1", header: fmt.Sprintf("%x", "PROXY TCP4 1.1.1.1 2.2.2.2 1 2\r\n"), err: errDatagramV1},
 	{spec: "2.1 version 1, UNKNOWN", header: fmt.Sprintf("%x", "PROXY UNKNOWN\r\n"), err: errDatagramV1},
 	{spec: "2 MUST NOT split: longer than the datagram", header: sig + "21 12 00ff" + four, err: errDatagramShort},
@@ -100,7 +100,7 @@ func TestParseDatagram(t *testing.T) {
 			t.Parallel()
 			want := c.err
 			if want == errNoHeader {
-				want = errNoDatagramHeader
+				want = ErrNoDatagramHeader
 			}
 			checkDatagram(t, unhex(t, c.header), c.src, c.dst, want)
 		})
@@ -257,6 +257,10 @@ func FuzzParseDatagram(f *testing.F) {
 		}
 		if (n > 0) == (err != nil) || n > len(b) || n > 0 && n != v2Fixed+int(binary.BigEndian.Uint16(b[14:])) {
 			t.Fatalf("%x: n=%d, error %v", b, n, err)
+		}
+		begins := bytes.HasPrefix(b, []byte(signature)) || bytes.HasPrefix(b, []byte("PROXY "))
+		if (err == ErrNoDatagramHeader) == begins {
+			t.Fatalf("%x: error %v", b, err)
 		}
 		// What a connection begins with, and needs nothing more, is a datagram's
 		// header, if it is of version 2.
