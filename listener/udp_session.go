@@ -64,6 +64,7 @@ type udpSession struct {
 	overflow   uint32
 	phase      Phase
 	retries    uint8
+	attempts   uint8 // servers that have refused since the client's last datagram
 	limited    bool // the limiter has counted it
 	bound      bool // the port finds it
 	proven     bool // the client has sent again after an answer
@@ -280,6 +281,7 @@ func (s *udpSession) tune() {
 // receive takes a datagram of the client, or a train.
 func (s *udpSession) receive(data []byte, segment int, tos uint8) {
 	s.asked += count(data, segment)
+	s.attempts = 0
 	s.last = s.p.w.loop.Now()
 	if s.phase == PhaseSniff {
 		s.hold(data, segment, tos)
@@ -370,7 +372,11 @@ func (s *udpSession) refused(errno unix.Errno) (moved bool) {
 		return false
 	}
 	s.server.Failed(upstream.DatagramReason(errno))
-	return s.moves() && s.move(s.server)
+	if !s.moves() || int(s.attempts) >= s.group.Retries() {
+		return false
+	}
+	s.attempts++
+	return s.move(s.server)
 }
 
 // move goes on with another server, if there is one.

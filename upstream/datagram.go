@@ -122,6 +122,9 @@ func (e *endpoint) openDatagrams(o *Options, turn *uint32) (fd int, errno unix.E
 	return fd, 0, false
 }
 
+// Retries is how many further servers a session may try, 0 or more.
+func (g *Group) Retries() int { return g.retries }
+
 // Size is the number of servers.
 func (g *Group) Size() int { return len(g.members) }
 

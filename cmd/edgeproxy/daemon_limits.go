@@ -14,12 +14,13 @@ import (
 	"edgeproxy/config"
 	"edgeproxy/health"
 	"edgeproxy/internal/logging"
+	"edgeproxy/listener"
 )
 
 // descriptors is how the limit of open files (RLIMIT_NOFILE) is shared out.
 type descriptors struct {
 	total       uint64
-	connections int64 // sessions at one time, two descriptors each
+	connections int64 // sessions at one time, two descriptors each; of UDP one
 	pipes       int   // per loop, two descriptors each
 }
 
@@ -40,8 +41,12 @@ func descriptorLimits(workers int, cfg *config.Config) (descriptors, error) {
 	}
 	d := descriptors{total: rl.Cur}
 	addresses := 0
+	each := int64(1)
 	for i := range cfg.Listeners {
 		addresses += len(cfg.Listeners[i].Addresses)
+		if cfg.Listeners[i].Network == listener.TCP {
+			each = 2
+		}
 	}
 	checked := 0 // servers, each with a probe in flight at worst
 	for i := range cfg.Upstreams {
@@ -50,8 +55,10 @@ func descriptorLimits(workers int, cfg *config.Config) (descriptors, error) {
 	left := int64(min(rl.Cur, descriptorCeiling)) - spareDescriptors - int64(min(checked, health.MaxProbes)) - int64(workers*(addresses+2))
 	// A sixteenth for pipes: only sessions that stream to a slow reader hold
 	// one for longer than a moment.
-	d.pipes = int(min(left/32/int64(workers), maxPipesPerLoop))
-	d.connections = (left - int64(2*d.pipes*workers)) / 2
+	if each > 1 {
+		d.pipes = int(min(left/32/int64(workers), maxPipesPerLoop))
+	}
+	d.connections = (left - int64(2*d.pipes*workers)) / each
 	if d.connections < 1 || d.pipes < 0 {
 		return d, fmt.Errorf("the limit of open files is %d, too low for %d listening addresses on %d workers; raise LimitNOFILE= or ulimit -n",
 			rl.Cur, addresses, workers)

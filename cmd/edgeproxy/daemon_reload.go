@@ -149,15 +149,16 @@ func (d *daemon) explainUnchanged(cfg *config.Config) {
 	for _, c := range []struct {
 		name    string
 		differs bool
+		why     string
 	}{
-		{"workers", cfg.Process.Workers != now.Workers},
-		{"pin_cpus", cfg.Process.PinCPUs != now.PinCPUs},
-		{"user", cfg.Process.User != now.User},
-		{"steering", cfg.Process.Steering != now.Steering},
-		{"kernel_tls", cfg.Process.KernelTLS != now.KernelTLS},
+		{"workers", cfg.Process.Workers != now.Workers, "; another number of sockets on an address would have the kernel give UDP sessions to loops that do not know them"},
+		{"pin_cpus", cfg.Process.PinCPUs != now.PinCPUs, ""},
+		{"user", cfg.Process.User != now.User, ""},
+		{"steering", cfg.Process.Steering != now.Steering, ""},
+		{"kernel_tls", cfg.Process.KernelTLS != now.KernelTLS, ""},
 	} {
 		if c.differs {
-			d.log.Warn(fmt.Sprintf("process.%s has changed: restart edgeproxy to put that into effect", c.name))
+			d.log.Warn(fmt.Sprintf("process.%s has changed: that is refused until edgeproxy is restarted%s", c.name, c.why))
 		}
 	}
 	cfg.Process.Workers, cfg.Process.PinCPUs, cfg.Process.User = now.Workers, now.PinCPUs, now.User
