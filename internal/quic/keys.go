@@ -3,7 +3,6 @@ package quic
 import (
 	"crypto/aes"
 	"crypto/cipher"
-	"crypto/hkdf"
 	"crypto/sha256"
 	"errors"
 	"sync"
@@ -42,10 +41,11 @@ const (
 	sampleAt  = 4 // from the packet number, as if that were of full length: RFC 9001, section 5.4.2
 )
 
-// label is HkdfLabel of RFC 8446, section 7.1, without context.
+// label is HkdfLabel of RFC 8446, section 7.1, without context, and the counter
+// that HKDF-Expand puts behind it.
 func label(name string, n int) string {
 	name = "tls13 " + name
-	return string([]byte{byte(n >> 8), byte(n), byte(len(name))}) + name + "\x00"
+	return string([]byte{byte(n >> 8), byte(n), byte(len(name))}) + name + "\x00\x01"
 }
 
 // keys open the Initial packets of a client.
@@ -62,36 +62,39 @@ func (k *keys) derive(version uint32, dcid []byte) error {
 	if version == Version2 {
 		d = &derivation2
 	}
-	initial, err := hkdf.Extract(sha256.New, dcid, d.salt)
-	if err != nil {
-		return err
-	}
-	secret, err := hkdf.Expand(sha256.New, initial, clientIn, sha256.Size)
-	if err != nil {
-		return err
-	}
-	key, err := hkdf.Expand(sha256.New, secret, d.key, keyLen)
-	if err != nil {
-		return err
-	}
-	iv, err := hkdf.Expand(sha256.New, secret, d.iv, ivLen)
-	if err != nil {
-		return err
-	}
-	hp, err := hkdf.Expand(sha256.New, secret, d.hp, keyLen)
-	if err != nil {
-		return err
-	}
-	block, err := aes.NewCipher(key)
+	initial := hmac(d.salt, dcid, "")
+	secret := hmac(initial[:], nil, clientIn)
+	key, iv, hp := hmac(secret[:], nil, d.key), hmac(secret[:], nil, d.iv), hmac(secret[:], nil, d.hp)
+	block, err := aes.NewCipher(key[:keyLen])
 	if err != nil {
 		return err
 	}
 	if k.aead, err = cipher.NewGCM(block); err != nil {
 		return err
 	}
-	k.mask, err = aes.NewCipher(hp)
-	copy(k.iv[:], iv)
+	k.mask, err = aes.NewCipher(hp[:keyLen])
+	copy(k.iv[:], iv[:])
 	return err
+}
+
+// hmac is HMAC-SHA-256 of a short message in two pieces. With a salt and a
+// connection id it is HKDF-Extract, with a secret and a label HKDF-Expand of up
+// to 32 bytes (RFC 5869, section 2). crypto/hkdf says the same in 45
+// allocations, and that would be most of what a flood of Initial packets costs.
+func hmac(key, message []byte, info string) [sha256.Size]byte {
+	const maxMessage = 64
+	var inner [sha256.BlockSize + maxMessage]byte
+	var outer [sha256.BlockSize + sha256.Size]byte
+	copy(inner[:], key)
+	copy(outer[:], key)
+	for i := range sha256.BlockSize {
+		inner[i] ^= 0x36
+		outer[i] ^= 0x5c
+	}
+	b := append(append(inner[:sha256.BlockSize], message...), info...)
+	sum := sha256.Sum256(b)
+	copy(outer[sha256.BlockSize:], sum[:])
+	return sha256.Sum256(outer[:])
 }
 
 // scratch is where a packet is opened: what came has to be sent on unchanged.
