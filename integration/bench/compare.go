@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"time"
 
 	"edgeproxy/integration/bench/peer"
@@ -83,11 +84,12 @@ func compare(ctx context.Context, o options, peers []*peer.Peer, progress io.Wri
 }
 
 func (h *harness) startBackend(ctx context.Context) (err error) {
-	if h.backendPort, err = peer.FreePorts(1); err != nil {
+	if h.backendPort, err = peer.FreePorts(2); err != nil { // the second is for QUIC
 		return err
 	}
 	// All of 127.0.0.0/8, so that one process can play 10 000 servers.
-	argv := []string{h.self, "backend", "-listen", fmt.Sprintf("0.0.0.0:%d", h.backendPort), "-threads", fmt.Sprint(h.Threads)}
+	argv := []string{h.self, "backend", "-listen", fmt.Sprintf("0.0.0.0:%d", h.backendPort), "-threads", fmt.Sprint(h.Threads),
+		"-quic", h.quicAddress(), "-certificate", h.certificate.CertFile, "-key", h.certificate.KeyFile}
 	if h.backend, err = peer.StartProcess("backend", argv, leanRuntime(h.Threads), nil, nil); err != nil {
 		return err
 	}
@@ -114,7 +116,7 @@ func (h *harness) backendFailure() error {
 // leanRuntime is the environment of client and backend: they keep no garbage, and
 // signals to preempt long loops would only disturb them.
 func leanRuntime(threads int) []string {
-	return []string{"GOGC=off", "GOMEMLIMIT=1GiB", "GODEBUG=asyncpreemptoff=1", fmt.Sprintf("GOMAXPROCS=%d", threads+1)}
+	return []string{"GOGC=off", "GOMEMLIMIT=1GiB", "GODEBUG=asyncpreemptoff=1", "QUIC_GO_DISABLE_RECEIVE_BUFFER_WARNING=true", fmt.Sprintf("GOMAXPROCS=%d", threads+1)}
 }
 
 // sessions is how many sessions of so many descriptors each a proxy can have.
@@ -131,15 +133,27 @@ func (h *harness) serverAddress(i int) string {
 	return fmt.Sprintf("127.%d.%d.%d:%d", 1+i>>16, i>>8&0xff, i&0xff, h.backendPort)
 }
 
+// quicAddress is where the backend speaks QUIC.
+func (h *harness) quicAddress() string { return fmt.Sprintf("127.0.0.1:%d", h.backendPort+1) }
+
 // ask makes one request over a new connection.
 func ask(address string, speech traffic.Speech) error {
-	c, err := net.DialTimeout("tcp", address, time.Second)
+	network, patience := "tcp", 5*time.Second
+	switch speech {
+	case traffic.QUIC:
+		return traffic.AskQUIC(address)
+	case traffic.Datagrams:
+		network, patience = "udp", 100*time.Millisecond // nothing is sent again
+	}
+	c, err := net.DialTimeout(network, address, time.Second)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(5 * time.Second))
+	c.SetDeadline(time.Now().Add(patience))
 	switch speech {
+	case traffic.Datagrams:
+		return traffic.AskDatagram(c)
 	case traffic.TLS:
 		return traffic.Ask(tls.Client(c, traffic.ClientConfig()))
 	case traffic.Hello:
@@ -186,7 +200,7 @@ func (h *harness) round(ctx context.Context, round int, peers []*peer.Peer, res 
 		for i := range peers {
 			at := (i + round + si) % len(peers)
 			p := peers[at]
-			if p.Kind == peer.Direct && !s.withDirect || s.kind == check && p.Kind.Check == nil {
+			if p.Kind == peer.Direct && !s.withDirect || s.kind == check && p.Kind.Check == nil || s.setup.datagrams() && !p.Kind.Datagrams {
 				continue
 			}
 			if proxies[at] == nil && s.shared() {
@@ -215,7 +229,8 @@ func (h *harness) round(ctx context.Context, round int, peers []*peer.Peer, res 
 
 // shared says whether the scenario uses the proxy that runs through the round.
 func (s scenario) shared() bool {
-	return s.servers <= 1 && s.listeners <= 1 && s.quiet == 0
+	// Sessions of UDP outlive the scenario.
+	return s.servers <= 1 && s.listeners <= 1 && s.quiet == 0 && !s.setup.datagrams()
 }
 
 // setRate fixes the rate of a paced scenario once the first round has the
@@ -226,17 +241,30 @@ func (h *harness) setRate(s scenario, res *results) {
 	}
 	slowest := 0.0
 	for _, m := range res.Measurements {
-		if m.Scenario == s.paceOf && m.Error == "" && (slowest == 0 || m.PerSecond < slowest) {
+		if m.Scenario == s.paceOf && m.Error == "" && m.PerSecond > 0 && (slowest == 0 || m.PerSecond < slowest) && h.sets(s, m.Peer) {
 			slowest = m.PerSecond
 		}
 	}
-	h.rates[s.Name] = slowest * h.Pace
+	share := h.Pace
+	if s.kind == loss {
+		share = 1
+	}
+	h.rates[s.Name] = slowest * share
+}
+
+// sets says whether a peer has a say in the rate of a paced scenario.
+func (h *harness) sets(s scenario, name string) bool {
+	return s.paceBy == nil || name == h.Subject || slices.Contains(s.paceBy, name)
 }
 
 // start runs a peer until it answers through its last listener.
 func (h *harness) start(ctx context.Context, p *peer.Peer, setup setup, servers, listeners int) (*proxy, error) {
 	if p.Kind == peer.Direct {
-		return &proxy{peer: p, listen: []string{h.serverAddress(0)}, bulk: h.serverAddress(0)}, nil
+		address := h.serverAddress(0)
+		if setup == quicSetup {
+			address = h.quicAddress()
+		}
+		return &proxy{peer: p, listen: []string{address}, bulk: address}, nil
 	}
 	x, config, err := h.prepare(p, setup, servers, listeners)
 	if err != nil {
@@ -280,6 +308,8 @@ func (h *harness) prepare(p *peer.Peer, setup setup, servers, listeners int) (*p
 	case tlsSetup:
 		s.Certificate = h.certificate
 		bulkListener = p.Kind.TLSBulkListener
+	case datagramSetup, quicSetup:
+		s.Datagrams, s.Sessions = true, h.sessions(1)
 	case nameSetup:
 		s.Named = fmt.Sprintf("127.0.0.1:%d", port+listeners+2)
 	}
@@ -288,6 +318,9 @@ func (h *harness) prepare(p *peer.Peer, setup setup, servers, listeners int) (*p
 	}
 	for i := range servers {
 		s.Servers = append(s.Servers, h.serverAddress(i))
+	}
+	if setup == quicSetup {
+		s.Servers = []string{h.quicAddress()}
 	}
 	dir := filepath.Join(h.dir, fmt.Sprintf("%s-%d-%d-%d", p.Name, setup, servers, listeners))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -316,8 +349,13 @@ func (h *harness) launch(ctx context.Context, x *proxy, config string, every tim
 	defer cancel()
 	last := len(x.listen) - 1
 	speech := traffic.Plain
-	if x.setup == tlsSetup {
+	switch x.setup {
+	case tlsSetup:
 		speech = traffic.TLS
+	case datagramSetup:
+		speech = traffic.Datagrams
+	case quicSetup:
+		speech = traffic.QUIC
 	}
 	err = x.process.WaitReady(ctx, every, func() error { return ask(x.listen[last], speech) })
 	if x.named != "" && err == nil {

@@ -15,6 +15,7 @@ type idleSessions struct {
 	x           *proxy
 	l           *loader
 	connections int
+	answer      int64
 	since       time.Time
 
 	// What the proxy held before them.
@@ -30,15 +31,15 @@ func (h *harness) openIdle(ctx context.Context, s scenario, x *proxy) (*idleSess
 	if err != nil {
 		return nil, err
 	}
-	held := &idleSessions{x: x, l: l, connections: s.connections}
+	held := &idleSessions{x: x, l: l, connections: s.connections, answer: s.answer}
 	// The first ones pay for what is allocated once.
-	err = l.open(firstIdle, answerSize)
+	err = l.open(firstIdle, s.answer)
 	if err == nil {
 		h.pause(ctx)
 		held.memory, held.descriptors, err = held.look()
 	}
 	if err == nil {
-		err = l.open(s.connections, answerSize)
+		err = l.open(s.connections, s.answer)
 	}
 	if err != nil {
 		l.close()
@@ -70,7 +71,7 @@ func (i *idleSessions) each() (memory, descriptors float64, err error) {
 // wake makes one request on every connection: all of them are still there and
 // work.
 func (i *idleSessions) wake(m *Measurement) error {
-	result, err := i.l.run(traffic.Run{Request: requestSize, Answer: answerSize})
+	result, err := i.l.run(traffic.Run{Request: requestSize, Answer: i.answer})
 	if err != nil {
 		return err
 	}

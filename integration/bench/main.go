@@ -1,5 +1,5 @@
 // Bench compares edgeproxy with other proxies on this machine: HAProxy, nginx, a
-// Go proxy of io.Copy, and no proxy at all.
+// Go proxy of io.Copy, and no proxy at all. HAProxy has no UDP.
 //
 //	go run ./integration/bench [-quick] [-peers …] [-scenarios REGEXP] [-peer NAME=PATH]
 //
@@ -75,6 +75,7 @@ type options struct {
 	Bulk    int64   // bytes of a bulk answer
 	Pace    float64 // share of the slowest peer's throughput
 	Curve   bool    // all points of the scaling curve
+	Ladder  int     // rates of UDP that are tried, at most
 
 	Quiet       time.Duration // of idle TLS sessions, before the second look
 	QuietRounds int           // in so many rounds
@@ -85,14 +86,14 @@ type options struct {
 }
 
 func fullOptions() options {
-	return options{Rounds: 5, Workers: 2, Threads: 1, Scale: 1, Idle: 5000, Shrink: 1, Bulk: 100_000_000, Pace: 0.6, Curve: true, Subject: "edgeproxy",
+	return options{Rounds: 5, Workers: 2, Threads: 1, Scale: 1, Idle: 5000, Shrink: 1, Bulk: 100_000_000, Pace: 0.6, Curve: true, Ladder: 40, Subject: "edgeproxy",
 		Quiet: 30 * time.Second, QuietRounds: 2}
 }
 
 func benchMain(args []string) error {
 	o := fullOptions()
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
-	quick := fs.Bool("quick", false, "two short rounds and fewer points of the curve: under 5 minutes instead of 25")
+	quick := fs.Bool("quick", false, "two short rounds and fewer points of the curve: under 7 minutes instead of 35")
 	rounds := fs.Int("rounds", 0, "rounds; default 5, quick 2")
 	scale := fs.Float64("scale", 0, "multiplies how long each scenario runs; default 1, quick 0.25")
 	names := fs.String("peers", environment("BENCH_PEERS", "edgeproxy,haproxy,nginx,iocopy,direct"), "which to compare; or $BENCH_PEERS")
@@ -238,6 +239,9 @@ func backendMain(args []string) error {
 	fs := flag.NewFlagSet("backend", flag.ContinueOnError)
 	threads := fs.Int("threads", 1, "")
 	listen := fs.String("listen", "", "")
+	quic := fs.String("quic", "", "")
+	certificate := fs.String("certificate", "", "")
+	key := fs.String("key", "", "")
 	if err := fs.Parse(args); err != nil {
 		return usageError{err}
 	}
@@ -245,7 +249,14 @@ func backendMain(args []string) error {
 	if err != nil {
 		return usageError{err}
 	}
-	return traffic.Serve(at, *threads)
+	over, err := netip.ParseAddrPort(*quic)
+	if err != nil {
+		return usageError{err}
+	}
+	failed := make(chan error)
+	go func() { failed <- traffic.Serve(at, *threads) }()
+	go func() { failed <- traffic.ServeQUIC(over, *certificate, *key) }()
+	return <-failed
 }
 
 // scaled is a duration of the full run in this one.

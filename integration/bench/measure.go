@@ -23,7 +23,8 @@ type Measurement struct {
 	Note     string `json:"note,omitempty"`
 
 	Requests  uint64  `json:"requests,omitempty"` // each answered with the right bytes
-	Bytes     uint64  `json:"bytes,omitempty"`    // of answers
+	Lost      uint64  `json:"lost,omitempty"`     // over UDP, not answered
+	Bytes     uint64  `json:"bytes,omitempty"`    // of answers, or of requests where these are longer
 	Seconds   float64 `json:"seconds,omitempty"`
 	PerSecond float64 `json:"per_second,omitempty"`   // requests
 	Rate      float64 `json:"rate,omitempty"`         // asked for, in paced scenarios
@@ -42,7 +43,13 @@ type Measurement struct {
 	MemoryAtOnce float64 `json:"bytes_per_connection_at_once,omitempty"` // where Memory is that of a quiet while later
 	Descriptors  float64 `json:"descriptors_per_connection,omitempty"`
 	Millis       float64 `json:"milliseconds,omitempty"`     // of check and start
-	Flood        float64 `json:"flood_per_second,omitempty"` // handshakes beside the requests
+	Flood        float64 `json:"flood_per_second,omitempty"` // handshakes, or datagrams, beside the requests
+
+	// Of a flood of datagrams: what the proxy held at its end more than before,
+	// and how many CPUs it used.
+	Growth float64 `json:"flood_bytes,omitempty"`
+	Held   float64 `json:"flood_descriptors,omitempty"`
+	Used   float64 `json:"flood_cpus,omitempty"`
 }
 
 // summary is for the progress line.
@@ -62,13 +69,22 @@ func (m *Measurement) summary() string {
 		return fmt.Sprintf("%.2f KB and %.2f descriptors per connection%s", m.Memory/1024, m.Descriptors, note)
 	case m.Millis > 0:
 		return fmt.Sprintf("%.1f ms%s", m.Millis, note)
-	case m.Bytes/max(m.Requests, 1) > 1<<20:
-		return fmt.Sprintf("%.2f GB/s  %.0f ms CPU/GB  p99 %.1f ms%s", float64(m.Bytes)/m.Seconds/1e9, m.CPU*1e3/(float64(m.Bytes)/1e9), m.P99/1e3, note)
+	case m.Bytes/max(m.Requests, 1) > 16<<10:
+		return fmt.Sprintf("%.2f GB/s  %.0f ms CPU/GB  p99 %.2f ms%s", float64(m.Bytes)/m.Seconds/1e9, m.CPU*1e3/(float64(m.Bytes)/1e9), m.P99/1e3, note)
+	}
+	if m.Used > 0 {
+		return fmt.Sprintf("%.0f/s beside %.0f datagrams/s  p50 %.0f p99 %.0f p99.9 %.0f µs, %.0f lost of a million, %.1f MB and %.0f descriptors more, %.2f CPUs%s",
+			m.PerSecond, m.Flood, m.P50, m.P99, m.P999, 1e6*m.lossShare(), m.Growth/1e6, m.Held, m.Used, note)
 	}
 	if m.Flood > 0 {
 		return fmt.Sprintf("%.0f/s beside %.0f handshakes/s  p50 %.0f p99 %.0f p99.9 %.0f µs%s", m.PerSecond, m.Flood, m.P50, m.P99, m.P999, note)
 	}
 	return fmt.Sprintf("%.0f/s  %.2f µs CPU  p50 %.0f p99 %.0f p99.9 %.0f µs%s", m.PerSecond, m.CPU*1e6/float64(m.Requests), m.P50, m.P99, m.P999, note)
+}
+
+// lossShare is the share of requests that were not answered.
+func (m *Measurement) lossShare() float64 {
+	return float64(m.Lost) / float64(max(m.Requests+m.Lost, 1))
 }
 
 // measure runs one scenario. shared is the proxy of the round, for the scenarios
@@ -99,6 +115,10 @@ func (h *harness) measure(ctx context.Context, s scenario, p *peer.Peer, shared 
 		all, err = h.measureIdle(ctx, s, shared)
 	case s.kind == flood:
 		all, err = h.measureFlood(ctx, s, shared)
+	case s.kind == ladder:
+		all, err = h.measureLadder(ctx, s, shared)
+	case s.kind == spoofed:
+		all, err = h.measureSpoofed(ctx, s, shared)
 	case s.also != "":
 		all, err = h.measureTurns(ctx, s, shared)
 	default:
@@ -107,7 +127,7 @@ func (h *harness) measure(ctx context.Context, s scenario, p *peer.Peer, shared 
 	if err != nil {
 		return all, err
 	}
-	if note == "" {
+	if note == "" && s.shared() {
 		note = shared.settle(ctx)
 	}
 	if note != "" {
@@ -123,8 +143,11 @@ func (h *harness) fit(s *scenario, p *peer.Peer) (note string) {
 		return ""
 	}
 	each := max(p.Kind.Descriptors, 2)
-	if s.setup == tlsSetup {
+	switch {
+	case s.setup == tlsSetup:
 		each = 2 // nothing is spliced
+	case s.setup.datagrams():
+		each = 1 // the clients' side has none
 	}
 	wanted := s.connections
 	if s.also != "" {
@@ -154,7 +177,8 @@ func (x *proxy) target(s scenario) string {
 // traffic is what a scenario's client does.
 func (h *harness) traffic(s scenario) traffic.Run {
 	return traffic.Run{
-		Duration: h.scaled(s.duration), Request: requestSize, Answer: s.answer,
+		Duration: h.scaled(s.duration), Request: int(s.request), Answer: s.answer,
+		Segment: s.segment, Singly: s.singly, Window: s.window,
 		Connect: s.kind == connect, Connections: s.connections,
 	}
 }
@@ -175,12 +199,17 @@ func (h *harness) measureTraffic(ctx context.Context, s scenario, x *proxy) ([]M
 			return nil, fmt.Errorf("no rate: %s was not measured", s.paceOf)
 		}
 		run = atLeastAFew(run)
+		if s.kind == loss {
+			run.Open, run.Timeout, run.Duration = true, ladderTimeout, max(run.Duration, ladderLeast)
+		}
 	}
 	var t tally
 	if err := h.run(x, l, run, &t); err != nil {
 		return nil, err
 	}
 	switch {
+	case t.requests == 0:
+		return nil, fmt.Errorf("at %.0f requests per second none was answered", run.Rate)
 	case s.speech == traffic.TLS && t.resumed > 0:
 		return nil, fmt.Errorf("%d of %d handshakes resumed a session", t.resumed, t.handshakes)
 	case s.speech == traffic.Resumed && float64(t.resumed) < 0.99*float64(t.handshakes):
@@ -192,7 +221,7 @@ func (h *harness) measureTraffic(ctx context.Context, s scenario, x *proxy) ([]M
 // warm opens what stays open, and lets everything run for a moment.
 func (h *harness) warm(s scenario, run traffic.Run, l *loader) error {
 	if !run.Connect {
-		if err := l.open(s.connections, answerSize); err != nil {
+		if err := l.open(s.connections, s.opening()); err != nil {
 			return err
 		}
 	}
@@ -203,6 +232,14 @@ func (h *harness) warm(s scenario, run traffic.Run, l *loader) error {
 	return err
 }
 
+// opening is the answer that a connection has when it is opened.
+func (s scenario) opening() int64 {
+	if s.setup == datagramSetup {
+		return requestSize
+	}
+	return answerSize
+}
+
 // atLeastAFew makes a paced run long enough for some requests.
 func atLeastAFew(run traffic.Run) traffic.Run {
 	run.Duration = max(run.Duration, time.Duration(4/run.Rate*float64(time.Second)))
@@ -211,9 +248,9 @@ func atLeastAFew(run traffic.Run) traffic.Run {
 
 // tally is what one or several runs brought, and what they cost everybody.
 type tally struct {
-	requests, bytes, unsent, handshakes, resumed uint64
-	elapsed                                      time.Duration
-	latency                                      traffic.Histogram
+	requests, bytes, unsent, lost, handshakes, resumed uint64
+	elapsed                                            time.Duration
+	latency                                            traffic.Histogram
 
 	proxy, load, backend time.Duration
 	others, capacity     time.Duration // of all CPUs: used by none of these, and there was
@@ -244,6 +281,7 @@ func (h *harness) run(x *proxy, l *loader, r traffic.Run, t *tally) error {
 	t.requests += result.Requests
 	t.bytes += result.Bytes
 	t.unsent += result.Unsent
+	t.lost += result.Lost
 	t.handshakes += result.Handshakes
 	t.resumed += result.Resumed
 	t.elapsed += result.Elapsed
@@ -255,7 +293,7 @@ func (t *tally) measurement(scenario string, rate float64) Measurement {
 	m := Measurement{
 		Scenario: scenario, Rate: rate,
 		Requests: t.requests, Bytes: t.bytes, Seconds: t.elapsed.Seconds(), PerSecond: float64(t.requests) / t.elapsed.Seconds(),
-		CPU: t.proxy.Seconds(), LoadCPU: t.load.Seconds(), ServerCPU: t.backend.Seconds(),
+		Lost: t.lost, CPU: t.proxy.Seconds(), LoadCPU: t.load.Seconds(), ServerCPU: t.backend.Seconds(),
 	}
 	if t.capacity > 0 {
 		m.OthersCPU = max(t.others.Seconds(), 0) / t.capacity.Seconds()
@@ -265,6 +303,8 @@ func (t *tally) measurement(scenario string, rate float64) Measurement {
 	switch {
 	case t.unsent > 0:
 		m.Note = fmt.Sprintf("did not sustain the rate: %d requests were never begun", t.unsent)
+	case t.lost > 0:
+		m.Note = fmt.Sprintf("%.3g %% of the requests were lost", 100*m.lossShare())
 	case rate > 0 && m.PerSecond < 0.9*rate && m.Requests > 100:
 		m.Note = fmt.Sprintf("%.0f%% of the rate", 100*m.PerSecond/rate)
 	}

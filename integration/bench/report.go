@@ -53,6 +53,18 @@ var targets = []target{
 	{measure: "routed by SNI: CPU per request, 64", scenario: nameScenario(64), metric: cpuPerRequest, unit: "µs", limit: 1.05, base: nameBase(64), than: "itself without"},
 	{measure: "routed by SNI: CPU per request, 1000", scenario: nameScenario(1000), metric: cpuPerRequest, unit: "µs", limit: 1.05, base: nameBase(1000), than: "itself without"},
 	{measure: "routed by SNI: CPU per connection", scenario: nameConnectScenario, metric: cpuPerRequest, unit: "µs", limit: 1.15, base: nameConnectBase, than: "itself without"},
+
+	{measure: "memory per idle UDP session", scenario: datagramMemoryScenario, metric: kilobytes, unit: "KB", limit: 1},
+	{measure: "descriptors per idle UDP session", scenario: datagramMemoryScenario, metric: descriptors, limit: 1},
+	{measure: "CPU per UDP round trip, 64 clients", scenario: roundTripScenario(64), metric: cpuPerRequest, unit: "µs", limit: 0.65, peers: []string{"nginx"}},
+	{measure: "CPU per UDP round trip, 10 000 clients", scenario: roundTripScenario(10_000), metric: cpuPerRequest, unit: "µs", limit: 0.65, peers: []string{"nginx"}},
+	{measure: "p99 of a UDP round trip, 64 clients", scenario: pacedTripScenario(64), metric: p99, unit: "µs", limit: 1.0, peers: []string{"nginx"}},
+	{measure: "p99 of a UDP round trip, 10 000 clients", scenario: pacedTripScenario(10_000), metric: p99, unit: "µs", limit: 1.0, peers: []string{"nginx"}},
+	{measure: "CPU per GB in trains to the server", scenario: trainScenario, metric: cpuPerGB, unit: "ms", limit: 0.35, peers: []string{"nginx"}},
+	{measure: "CPU per GB in single datagrams to it", scenario: singlyScenario, metric: cpuPerGB, unit: "ms", limit: 0.35, peers: []string{"nginx"}},
+	{measure: "CPU per GB in trains from the server", scenario: trainDownScenario, metric: cpuPerGB, unit: "ms", limit: 0.35, peers: []string{"nginx"}},
+	{measure: "CPU per GB over QUIC", scenario: quicScenario, metric: cpuPerGB, unit: "ms", limit: 0.35, peers: []string{"nginx"}},
+	{measure: "UDP loss at the highest common rate", scenario: lossScenario, metric: lossPercent, unit: "%", limit: 1.0, peers: []string{"nginx"}},
 }
 
 // Above this share of the CPUs in other hands the report warns.
@@ -176,7 +188,7 @@ func (r *results) writeTargets(b *strings.Builder) {
 // writePeers writes what was measured on every peer.
 func (r *results) writePeers(b *strings.Builder) {
 	fmt.Fprintf(b, "\nAll peers: medians; × is %s's CPU as a ratio of that peer's, with its range over the rounds.\n"+
-		"Without a proxy CPU is that of client and backend: what the kernel's TCP costs on both sides.\n\n", r.Subject)
+		"Without a proxy CPU is that of client and backend: what the kernel costs on both sides.\n\n", r.Subject)
 	rows := [][]string{{"scenario", "peer", "rate", "CPU", "×", "p50", "p99", "p99.9"}}
 	for _, s := range r.scenarioNames() {
 		for _, p := range r.Peers {
@@ -190,12 +202,18 @@ func (r *results) writePeers(b *strings.Builder) {
 	rows = [][]string{{"scenario", "peer", "what", "median", "range"}}
 	for _, s := range r.scenarioNames() {
 		for _, p := range r.Peers {
+			if slices.Contains([]string{lossScenario, spoofedScenario, unspoofedScenario}, s) {
+				if v := spreadOf(r.series(s, p.Name, lossPercent)); v.n > 0 {
+					rows = append(rows, []string{s, p.Name, "lost", quantity(v.median, "%"), number(v.min) + "–" + number(v.max)})
+				}
+			}
 			for _, m := range []struct {
 				metric     metric
 				what, unit string
 			}{
 				{atOnce, "memory at once", "KB"}, {kilobytes, "memory", "KB"}, {descriptors, "descriptors", ""},
-				{millis, "time", "ms"}, {flooded, "handshakes", "/s"},
+				{millis, "time", "ms"}, {flooded, "flood", "/s"},
+				{growth, "memory grown", "MB"}, {held, "descriptors more", ""}, {used, "CPUs used", ""},
 			} {
 				if v := spreadOf(r.series(s, p.Name, m.metric)); v.n > 0 {
 					rows = append(rows, []string{s, p.Name, m.what, quantity(v.median, m.unit), number(v.min) + "–" + number(v.max)})
@@ -213,7 +231,8 @@ func (r *results) writePeers(b *strings.Builder) {
 func (r *results) trafficRow(scenario, peer string) []string {
 	cpu, ends, rate, unit, perUnit := cpuPerRequest, endsPerRequest, perSecond, "µs", "/s"
 	switch scenario {
-	case bulkScenario, pacedBulkScenario, tlsBulkScenario, tlsPacedBulkScenario:
+	case bulkScenario, pacedBulkScenario, tlsBulkScenario, tlsPacedBulkScenario,
+		trainScenario, singlyScenario, trainDownScenario, quicScenario:
 		cpu, ends, rate, unit, perUnit = cpuPerGB, endsPerGB, gbPerSecond, "ms/GB", "GB/s"
 	}
 	speed := spreadOf(r.series(scenario, peer, rate))
@@ -228,7 +247,7 @@ func (r *results) trafficRow(scenario, peer string) []string {
 			row[4] = fmt.Sprintf("%.2f (%.2f–%.2f)", q.median, q.min, q.max)
 		}
 	}
-	if row[3] == "–" && scenario != floodScenario { // no proxy
+	if row[3] == "–" && scenario != floodScenario && scenario != spoofedScenario { // no proxy
 		row[3] = "ends " + quantity(spreadOf(r.series(scenario, peer, ends)).median, unit)
 	}
 	for _, m := range []metric{p50, p99, p999} {

@@ -114,6 +114,14 @@ var (
 	descriptors metric = func(m *Measurement) (float64, bool) { return m.Descriptors, m.Descriptors != 0 }
 	millis      metric = func(m *Measurement) (float64, bool) { return m.Millis, m.Millis > 0 }
 	flooded     metric = func(m *Measurement) (float64, bool) { return m.Flood, m.Flood > 0 }
+	growth      metric = func(m *Measurement) (float64, bool) { return m.Growth / 1e6, m.Used > 0 }
+	held        metric = func(m *Measurement) (float64, bool) { return m.Held, m.Used > 0 }
+	used        metric = func(m *Measurement) (float64, bool) { return m.Used, m.Used > 0 }
+	// In percent. What is less than one of ten thousand counts as that: nothing
+	// is no number of times nothing.
+	lossPercent metric = func(m *Measurement) (float64, bool) {
+		return max(100*m.lossShare(), 0.01), m.Rate > 0 && m.Requests > 0
+	}
 )
 
 // series is a metric by round; rounds without it are NaN.

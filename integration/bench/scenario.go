@@ -27,16 +27,26 @@ type scenario struct {
 	also   string         // what is measured in turns with it: the same through a listener that routes nothing, or a moment without flood
 	quiet  time.Duration  // idle: the second look comes so much later; all peers are measured together
 	rounds int            // it is measured in the first so many; 0: in all
+
+	paceBy  []string // the peers that set the rate, beside the subject; nil: all
+	request int64    // bytes; 0: 100
+	segment int      // UDP: requests and answers are trains of datagrams of so many bytes; 0: one datagram each
+	singly  bool     // UDP: trains are sent as single datagrams
+	window  int      // UDP: requests under way in a closed loop; 0: 64
 }
 
 // setup is what a proxy's listeners do.
 type setup int
 
 const (
-	relaySetup setup = iota
-	tlsSetup         // terminate TLS
-	nameSetup        // one relays, one routes by name
+	relaySetup    setup = iota
+	tlsSetup            // terminate TLS
+	nameSetup           // one relays, one routes by name
+	datagramSetup       // relay UDP
+	quicSetup           // relay UDP to the server that speaks QUIC
 )
+
+func (s setup) datagrams() bool { return s == datagramSetup || s == quicSetup }
 
 type kind int
 
@@ -47,6 +57,10 @@ const (
 	check               // time to read a configuration
 	start               // time from exec to accepting
 	flood               // latency with and without a flood of handshakes
+
+	ladder  // UDP: the highest rate with hardly any loss
+	loss    // UDP: loss at the highest rate that peers have in common
+	spoofed // UDP: latency with and without a flood from many sources
 )
 
 const (
@@ -105,7 +119,7 @@ var curvePoints = []int{16, 64, 256, 1000, 4000, 8000}
 func scenarioList(o options) []scenario {
 	all := []scenario{{
 		Name: idleScenario, Title: fmt.Sprintf("memory and descriptors of %d idle connections", o.Idle),
-		kind: idle, connections: o.Idle,
+		kind: idle, connections: o.Idle, answer: answerSize,
 	}}
 	for _, n := range curvePoints {
 		s := scenario{
@@ -167,10 +181,14 @@ func scenarioList(o options) []scenario {
 	)
 	all = append(all, tlsScenarios(o)...)
 	all = append(all, nameScenarios()...)
+	all = append(all, datagramScenarios(o)...)
 	for i := range all {
 		s := &all[i]
 		if s.speech == "" {
 			s.speech = traffic.Plain
+		}
+		if s.request == 0 {
+			s.request = requestSize
 		}
 		if s.kind != idle {
 			s.connections = (s.connections + o.Shrink - 1) / o.Shrink
@@ -201,7 +219,7 @@ func tlsScenarios(o options) []scenario {
 	sessions := o.Idle * 4 / 5 // of each peer, at the same time: the backend needs descriptors for all
 	all := []scenario{{
 		Name: tlsIdleScenario, Title: fmt.Sprintf("memory and descriptors of %d idle TLS sessions, at once and %v later", sessions, o.Quiet),
-		kind: idle, connections: sessions, quiet: o.Quiet, rounds: o.QuietRounds,
+		kind: idle, connections: sessions, answer: answerSize, quiet: o.Quiet, rounds: o.QuietRounds,
 	}}
 	for _, n := range []int{64, 1000} {
 		all = append(all, scenario{

@@ -25,6 +25,7 @@ type halfCloser interface {
 //	listen ADDRESS
 //	listen-tls ADDRESS CERTIFICATE KEY
 //	listen-sni ADDRESS NAME
+//	listen-udp ADDRESS
 //	server ADDRESS
 type ioCopy struct {
 	servers []string
@@ -39,6 +40,7 @@ func RunIOCopy(file string) error {
 	}
 	p := &ioCopy{failed: make(chan error)}
 	begin := map[net.Listener]func(client *net.TCPConn) (halfCloser, error){}
+	var udp []*datagrams
 	for line := range strings.Lines(string(b)) {
 		words := strings.Fields(line)
 		if len(words) < 2 {
@@ -46,6 +48,14 @@ func RunIOCopy(file string) error {
 		}
 		if words[0] == "server" {
 			p.servers = append(p.servers, words[1])
+			continue
+		}
+		if words[0] == "listen-udp" {
+			d, err := listenDatagrams(words[1])
+			if err != nil {
+				return err
+			}
+			udp = append(udp, d)
 			continue
 		}
 		l, err := net.Listen("tcp", words[1])
@@ -65,11 +75,14 @@ func RunIOCopy(file string) error {
 			return fmt.Errorf("%s: %q is no listen or server line", file, line)
 		}
 	}
-	if len(p.servers) == 0 || len(begin) == 0 {
+	if len(p.servers) == 0 || len(begin)+len(udp) == 0 {
 		return fmt.Errorf("%s: needs a listen and a server line", file)
 	}
 	for l, begin := range begin {
 		go p.serve(l, begin)
+	}
+	for _, d := range udp {
+		go func() { p.failed <- d.serve(p.servers) }()
 	}
 	return <-p.failed
 }

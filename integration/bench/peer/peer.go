@@ -29,6 +29,8 @@ type Kind struct {
 	// BulkListener: bulk scenarios have a listener of their own, configured for
 	// them; TLSBulkListener: those with TLS do.
 	BulkListener, TLSBulkListener bool
+	// Datagrams: it relays UDP.
+	Datagrams bool
 }
 
 // The kinds. Additional binaries of edgeproxy are of kind Edgeproxy.
@@ -40,6 +42,8 @@ var (
 		Run:      func(program, config string) []string { return []string{program, "run", "-c", config} },
 		Check:    func(program, config string) []string { return []string{program, "check", "-c", config} },
 		Version:  []string{"version"},
+
+		Datagrams: true,
 	}
 	HAProxy = &Kind{
 		Template: "haproxy.cfg.tmpl",
@@ -67,17 +71,20 @@ var (
 		Version: []string{"-v"},
 
 		TLSBulkListener: true,
+		Datagrams:       true,
 	}
 	// IOCopy is a sub-command of the harness itself. It holds two pipes in each
-	// session for as long as it lasts, without TLS.
+	// session for as long as it lasts, without TLS. Over UDP it has a goroutine
+	// for each session.
 	IOCopy = &Kind{
 		Template: "iocopy.conf.tmpl",
 		Run:      func(program, config string) []string { return []string{program, "iocopy", config} },
 
 		Descriptors: 6,
+		Datagrams:   true,
 	}
 	// Direct is no proxy at all: the client speaks to the backend.
-	Direct = &Kind{}
+	Direct = &Kind{Datagrams: true}
 )
 
 // Peer is one of the compared programs.
@@ -170,6 +177,8 @@ type Setup struct {
 	Certificate *Certificate // nil: Listen and Bulk speak no TLS
 	Named       string       // address that takes only TLS clients that ask for Name, which are passed through; "": none
 	Name        string
+
+	Datagrams bool // Listen is UDP
 
 	Descriptors int // a process may have
 	Sessions    int // that fit into them

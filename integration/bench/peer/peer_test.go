@@ -16,6 +16,8 @@ func TestConfigsNameEveryAddress(t *testing.T) {
 	encrypted, named := s, s
 	encrypted.Certificate = &Certificate{CertFile: "/c/crt", KeyFile: "/c/key", Both: "/c/pem"}
 	named.Named = "127.0.0.1:1005"
+	datagrams := s
+	datagrams.Datagrams = true
 	for _, tt := range []struct {
 		kind  *Kind
 		setup Setup
@@ -33,6 +35,9 @@ func TestConfigsNameEveryAddress(t *testing.T) {
 		{HAProxy, named, []string{named.Named, named.Name, "req.ssl_sni"}},
 		{Nginx, named, []string{named.Named, named.Name, "ssl_preread on"}},
 		{IOCopy, named, []string{named.Named, named.Name}},
+		{Edgeproxy, datagrams, []string{`listener "udp"`, "max_connections = 2200"}},
+		{Nginx, datagrams, []string{"udp reuseport rcvbuf=4m", "proxy_timeout 30s"}},
+		{IOCopy, datagrams, []string{"listen-udp 127.0.0.1:1002"}},
 	} {
 		kind, s := tt.kind, tt.setup
 		p := &Peer{Name: "p", Kind: kind, module: "/x/y.so"}
@@ -113,6 +118,8 @@ func TestIOCopySaysWhatIsWrong(t *testing.T) {
 		"listen\n":                               "no listen or server line",
 		"serve 127.0.0.1:0\n":                    "no listen or server line",
 		"listen-sni 127.0.0.1:0\n":               "no listen or server line",
+		"listen-udp nowhere\n":                   "nowhere",
+		"listen-udp 127.0.0.1:0\n":               "needs a listen and a server",
 		"listen-tls 127.0.0.1:0 /none /nowhere ": "/none",
 	} {
 		file := filepath.Join(t.TempDir(), "iocopy.conf")

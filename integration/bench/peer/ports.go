@@ -31,6 +31,11 @@ next:
 				continue next
 			}
 			l.Close()
+			u, err := net.ListenPacket("udp4", fmt.Sprintf("0.0.0.0:%d", port))
+			if err != nil {
+				continue next
+			}
+			u.Close()
 		}
 		return first, nil
 	}

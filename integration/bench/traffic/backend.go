@@ -35,10 +35,11 @@ type backendLoop struct {
 
 const listenerSlot = -1
 
-// Serve answers requests on address until the process ends. 0.0.0.0 makes it
-// answer on all of 127.0.0.0/8, which is how one process plays 10 000 servers.
+// Serve answers requests on address until the process ends, over TCP and UDP.
+// 0.0.0.0 makes it answer on all of 127.0.0.0/8, which is how one process plays
+// 10 000 servers.
 func Serve(address netip.AddrPort, threads int) error {
-	failed := make(chan error, threads)
+	failed := make(chan error, 2*threads)
 	for range threads {
 		l, err := newBackendLoop(address)
 		if err != nil {
@@ -47,6 +48,14 @@ func Serve(address netip.AddrPort, threads int) error {
 		go func() {
 			runtime.LockOSThread()
 			failed <- l.run()
+		}()
+		d, err := newDatagramBackend(address)
+		if err != nil {
+			return err
+		}
+		go func() {
+			runtime.LockOSThread()
+			failed <- d.run()
 		}()
 	}
 	return <-failed

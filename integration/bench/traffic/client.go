@@ -31,6 +31,22 @@ type Run struct {
 	Handshake bool  `json:"handshake,omitempty"`
 	Request   int   `json:"request"` // bytes, at least 24
 	Answer    int64 `json:"answer"`  // bytes
+
+	// What is for UDP alone. Segment is the largest datagram: longer requests
+	// and answers are trains, each sent with UDP_SEGMENT, or Singly. Zero:
+	// each is one datagram.
+	Segment int  `json:"segment,omitempty"`
+	Singly  bool `json:"singly,omitempty"`
+	// Window is how many requests a closed loop has under way; 0: 64.
+	Window int `json:"window,omitempty"`
+	// Open, of a run at a Rate, lets a connection ask again while it waits for
+	// answers: none is ever late.
+	Open bool `json:"open,omitempty"`
+	// A request with no answer after Timeout is lost; 0: a second.
+	Timeout time.Duration `json:"timeout,omitempty"`
+	// Sources makes it a flood: requests come from so many addresses in turn, at
+	// Rate, and nobody looks at answers. Those sent are counted as Requests.
+	Sources int `json:"sources,omitempty"`
 }
 
 // Result is what a run brought.
@@ -40,6 +56,7 @@ type Result struct {
 	Resumed    uint64        `json:"resumed,omitempty"` // of these
 	Bytes      uint64        `json:"bytes"`             // of answers
 	Unsent     uint64        `json:"unsent,omitempty"`
+	Lost       uint64        `json:"lost,omitempty"` // over UDP, never answered
 	Errors     uint64        `json:"errors,omitempty"`
 	FirstError string        `json:"first_error,omitempty"`
 	Elapsed    time.Duration `json:"elapsed"` // until the last answer
@@ -52,6 +69,7 @@ func (r *Result) merge(o *Result) {
 	r.Resumed += o.Resumed
 	r.Bytes += o.Bytes
 	r.Unsent += o.Unsent
+	r.Lost += o.Lost
 	r.Errors += o.Errors
 	if r.FirstError == "" {
 		r.FirstError = o.FirstError

@@ -38,12 +38,30 @@ type Reply struct {
 	Error  string  `json:"error,omitempty"`
 }
 
+// worker is one thread of the client process. Only a broken client is an error
+// of a run; what the proxy did wrong is counted in the result.
+type worker interface {
+	open(connections, request int, answer int64) error
+	do(Run) (*Result, error)
+	close()
+}
+
+func newWorker(targets []netip.AddrPort, speech Speech) (worker, error) {
+	switch speech {
+	case Datagrams:
+		return newDatagramClient(targets[0])
+	case QUIC:
+		return newQUICClient(targets[0]), nil
+	}
+	return newClient(targets, speech)
+}
+
 // Obey is the client process: it obeys commands from in until it ends, and
 // replies to out.
 func Obey(targets []netip.AddrPort, speech Speech, threads int, in io.Reader, out io.Writer) error {
-	clients := make([]*client, threads)
+	clients := make([]worker, threads)
 	for i := range clients {
-		c, err := newClient(targets, speech)
+		c, err := newWorker(targets, speech)
 		if err != nil {
 			return err
 		}
@@ -54,7 +72,7 @@ func Obey(targets []netip.AddrPort, speech Speech, threads int, in io.Reader, ou
 	// locked to it.
 	type job struct {
 		i    int
-		work func(c *client, share int) error
+		work func(c worker, share int) error
 		done *sync.WaitGroup
 	}
 	jobs := make([]chan job, threads)
@@ -71,7 +89,7 @@ func Obey(targets []netip.AddrPort, speech Speech, threads int, in io.Reader, ou
 			}
 		}()
 	}
-	everyone := func(work func(c *client, i int) error) error {
+	everyone := func(work func(c worker, i int) error) error {
 		var done sync.WaitGroup
 		for i := range clients {
 			done.Add(1)
@@ -99,16 +117,17 @@ func Obey(targets []netip.AddrPort, speech Speech, threads int, in io.Reader, ou
 		var err error
 		switch {
 		case cmd.Open != nil:
-			err = everyone(func(c *client, i int) error {
+			err = everyone(func(c worker, i int) error {
 				return c.open(share(cmd.Open.Connections, i, threads), cmd.Open.Request, cmd.Open.Answer)
 			})
 		case cmd.Run != nil:
 			reply.Result = new(Result)
 			var mu sync.Mutex
-			err = everyone(func(c *client, i int) error {
+			err = everyone(func(c worker, i int) error {
 				r := *cmd.Run
 				r.Rate /= float64(threads)
 				r.Connections = share(r.Connections, i, threads)
+				r.Window = share(r.Window, i, threads)
 				result, err := c.do(r)
 				mu.Lock()
 				defer mu.Unlock()

@@ -25,6 +25,9 @@ const (
 	Hello   Speech = "hello"   // the first request of a connection is a ClientHello, the rest is plain
 	TLS     Speech = "tls"     // each connection begins with a full handshake
 	Resumed Speech = "resumed" // … with one that resumes a session
+
+	Datagrams Speech = "datagrams" // over UDP; a connection is an address to send from
+	QUIC      Speech = "quic"      // each request is a stream
 )
 
 func (s Speech) encrypted() bool { return s == TLS || s == Resumed }
