@@ -235,6 +235,22 @@ func (c *UDPClient) Send(text string) {
 	}
 }
 
+// SendTrain sends a text as datagrams of one size, the last of which may be
+// shorter, in one system call (udp(7), UDP_SEGMENT).
+func (c *UDPClient) SendTrain(size int, text string) {
+	c.t.Helper()
+	set := func(size int) error {
+		return control(c, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_SEGMENT, size) })
+	}
+	if err := set(size); err != nil {
+		c.t.Fatal(err)
+	}
+	c.Send(text)
+	if err := set(0); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
 // Receive waits for a datagram.
 func (c *UDPClient) Receive() (string, error) {
 	if c.buf == nil {
@@ -473,9 +489,10 @@ func TestUDPServersAndClientsDoWhatTheirNamesSay(t *testing.T) {
 	}
 	s := ServeUDP(t, timesUDP(2))
 	c := DialUDPFrom(t, "127.0.0.9", s.Addr())
-	c.Send("x")
-	c.Expect("0 x")
-	c.Expect("1 x")
+	c.SendTrain(2, "xyz")
+	for _, want := range []string{"0 xy", "1 xy", "0 z", "1 z"} {
+		c.Expect(want)
+	}
 	if c := DialUDP(t, ServeUDP(t, silentUDP).Addr()); c != nil {
 		c.Send("x")
 		c.ExpectNothing()
@@ -484,7 +501,7 @@ func TestUDPServersAndClientsDoWhatTheirNamesSay(t *testing.T) {
 	DialUDP(t, ServeUDP(t, echoUDP).Addr()).RoundTrip(big)
 	from := netip.MustParseAddrPort("127.0.0.77:7")
 	if sendSpoofed(t, from, s.addr, "forged") {
-		if got := s.AwaitGot(2)[1]; got.From != from || got.Payload != "forged" {
+		if got := s.AwaitGot(3)[2]; got.From != from || got.Payload != "forged" {
 			t.Errorf("forged: %+v", got)
 		}
 	}
