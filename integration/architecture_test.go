@@ -54,6 +54,7 @@ var testImports = map[string][]string{
 	"integration":        {"internal/testacme", "internal/testcert", "internal/tlsrecord"},
 	"internal/admin":     {"internal/testcert"},
 	"internal/ktls":      {"internal/testcert"},
+	"internal/quic":      {"internal/testcert"},
 	"internal/sniff":     {"internal/testcert"},
 	"internal/tlsrecord": {"internal/testcert"},
 	"listener":           {"internal/testcert"},
@@ -73,7 +74,7 @@ var trees = []string{"integration/bench"}
 // narrow ones keep their subject in one place: HCL is known to config,
 // Prometheus to the admin server, raw system calls to those that own sockets, or descriptors of logs.
 var foreign = map[string][]string{
-	"github.com/cilium/ebpf":            {"listener"},
+	"github.com/cilium/ebpf":            {"integration", "listener"},
 	"github.com/coreos/go-systemd/v22":  {"internal/sdnotify"},
 	"github.com/agext/levenshtein":      {"cmd/edgeproxy"},
 	"github.com/apparentlymart/go-cidr": {"config"},

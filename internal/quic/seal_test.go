@@ -25,6 +25,7 @@ type packet struct {
 	numberLen        int    // 0: 4
 	keysOf           []byte // nil: dcid
 	reserved         byte
+	greased          bool // the fixed bit is cleared
 	payload          []byte
 	size             int // of the packet at least: padded
 	lengthIsTooGreat int
@@ -47,6 +48,9 @@ func (p packet) wire(tb testing.TB) []byte {
 		bits = (bits + 1) & 3
 	}
 	b := []byte{0xc0 | byte(bits)<<4 | p.reserved<<2 | byte(p.numberLen-1)}
+	if p.greased {
+		b[0] &^= 0x40
+	}
 	b = binary.BigEndian.AppendUint32(b, p.version)
 	b = append(append(b, byte(len(p.dcid))), p.dcid...)
 	b = append(append(b, byte(len(p.scid))), p.scid...)
