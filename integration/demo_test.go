@@ -41,7 +41,7 @@ func TestDemo(t *testing.T) {
 		return string(b)
 	}
 	eventually(t, func() bool { return curlURL.MatchString(text()) }, text)
-	for _, want := range []string{`listener "tcp" "http"`, `upstream "web"`, "least_conn"} {
+	for _, want := range []string{`listener "tcp" "http"`, `upstream "web"`, "least_conn", `listener "udp" "ping"`, "nc -u"} {
 		if !strings.Contains(text(), want) {
 			t.Errorf("nothing about %q in:\n%s", want, text())
 		}

@@ -29,6 +29,7 @@ var demoFile string
 const (
 	demoHTTP  = "127.0.0.1:8080"
 	demoEcho  = "127.0.0.1:7000"
+	demoPing  = "127.0.0.1:7001" // UDP
 	demoAdmin = "127.0.0.1:9901"
 )
 
@@ -43,16 +44,18 @@ var demoServers = []struct {
 	{"echo-a", "127.0.0.1:17001", demo.StartEcho},
 	{"echo-b", "127.0.0.1:17002", demo.StartEcho},
 	{"echo-c", "127.0.0.1:17003", demo.StartEcho},
+	{"ping-a", "127.0.0.1:17101", demo.StartPing},
+	{"ping-b", "127.0.0.1:17102", demo.StartPing},
 }
 
 func newDemoCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "demo",
 		Short: "Show the whole proxy at work against built-in servers",
-		Long: `Show the whole proxy at work: three HTTP servers and three echo servers inside
-this process, the proxy in front of them on loopback ports, the configuration it
-runs, what to try, and a line that tells what is going on. Ctrl-C ends it and
-leaves nothing behind.`,
+		Long: `Show the whole proxy at work: three HTTP servers, three echo servers and two
+UDP servers inside this process, the proxy in front of them on loopback ports,
+the configuration it runs, what to try, and a line that tells what is going on.
+Ctrl-C ends it and leaves nothing behind.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return runDemo(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr())
@@ -62,11 +65,12 @@ leaves nothing behind.`,
 
 // stage is what a demo stands on: servers, a file, addresses.
 type stage struct {
-	backends          []*demo.Backend
-	dir               string // temporary
-	file              string // in dir: the configuration, free to be edited
-	http, echo, admin string // where the proxy listens
-	moved             []string
+	backends []*demo.Backend
+	dir      string // temporary
+	file     string // in dir: the configuration, free to be edited
+	moved    []string
+
+	http, echo, ping, admin string // where the proxy listens
 }
 
 func runDemo(ctx context.Context, stdout, stderr io.Writer) error {
@@ -125,7 +129,7 @@ func newStage() (s *stage, err error) {
 			s.close()
 		}
 	}()
-	replace := make([]string, 0, 2*len(demoServers)+6)
+	replace := make([]string, 0, 2*len(demoServers)+8)
 	for _, d := range demoServers {
 		b, err := d.start(d.name)
 		if err != nil {
@@ -135,10 +139,10 @@ func newStage() (s *stage, err error) {
 		replace = append(replace, quoted(d.address), quoted(b.Addr()))
 	}
 	for _, l := range []struct {
-		wanted string
-		got    *string
-	}{{demoHTTP, &s.http}, {demoEcho, &s.echo}, {demoAdmin, &s.admin}} {
-		if *l.got, err = freeAddress(l.wanted); err != nil {
+		network, wanted string
+		got             *string
+	}{{"tcp", demoHTTP, &s.http}, {"tcp", demoEcho, &s.echo}, {"udp", demoPing, &s.ping}, {"tcp", demoAdmin, &s.admin}} {
+		if *l.got, err = freeAddress(l.network, l.wanted); err != nil {
 			return s, err
 		}
 		if *l.got != l.wanted {
@@ -166,7 +170,7 @@ func (s *stage) close() {
 
 // freeAddress returns the wanted address, one of the next ports when that is
 // taken, or any port of the kernel's choice when those are as well.
-func freeAddress(wanted string) (string, error) {
+func freeAddress(network, wanted string) (string, error) {
 	host, port, err := net.SplitHostPort(wanted)
 	if err != nil {
 		return "", err
@@ -181,15 +185,32 @@ func freeAddress(wanted string) (string, error) {
 		if i == 10 {
 			p = 0
 		}
-		ln, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(p)))
+		addr, err := tryAddress(network, net.JoinHostPort(host, strconv.Itoa(p)))
 		if err != nil {
 			failed = errors.Join(failed, err)
 			continue
 		}
-		defer ln.Close()
-		return ln.Addr().String(), nil
+		return addr, nil
 	}
 	return "", failed
+}
+
+// tryAddress listens on an address for a moment, and returns what it was.
+func tryAddress(network, address string) (string, error) {
+	if network == "udp" {
+		conn, err := net.ListenPacket(network, address)
+		if err != nil {
+			return "", err
+		}
+		defer conn.Close()
+		return conn.LocalAddr().String(), nil
+	}
+	ln, err := net.Listen(network, address)
+	if err != nil {
+		return "", err
+	}
+	defer ln.Close()
+	return ln.Addr().String(), nil
 }
 
 // introduce prints the configuration and what to try with it.
@@ -215,6 +236,7 @@ func (s *stage) introduce(view *liveView) {
 		{"curl " + s.http + "/stop", "who answers goes away for 15s: see it down, and up again"},
 		{"curl -o /dev/null '" + s.http + "/bytes?mb=1000'", "1 GB, moved by the kernel (spliced)"},
 		{"nc " + strings.Replace(s.echo, ":", " ", 1), "an echo server; the session stays until you leave"},
+		{"echo hello | nc -u -w1 " + strings.Replace(s.ping, ":", " ", 1), "UDP: one answer ends the session, the other server gives the next"},
 		{"curl -s " + s.admin + "/metrics | grep ^edgeproxy", "all that is counted"},
 		{fmt.Sprintf("kill -HUP %d", os.Getpid()), "reload: edit the file above before; sessions go on"},
 	}

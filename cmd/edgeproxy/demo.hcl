@@ -1,4 +1,5 @@
-# What "edgeproxy demo" runs: two listeners, and three servers behind each.
+# What "edgeproxy demo" runs: two listeners with three servers behind each, and
+# one of UDP with two.
 
 process {
   shutdown_timeout = "2s" # Ctrl-C waits so long for live sessions
@@ -27,6 +28,12 @@ listener "tcp" "echo" {
   upstream = upstream.echo
 }
 
+listener "udp" "ping" {
+  address   = "127.0.0.1:7001"
+  responses = 1 # answers to each datagram: then the session ends
+  upstream  = upstream.ping
+}
+
 upstream "web" {
   balance = "round_robin"
 
@@ -53,6 +60,22 @@ upstream "echo" {
   health "tcp" {
     send     = "ping"
     expect   = "ping"
+    interval = "1s"
+    timeout  = "500ms"
+    rise     = 2
+    fall     = 2
+  }
+}
+
+upstream "ping" {
+  balance = "round_robin"
+
+  server "ping-a" { address = "127.0.0.1:17101" }
+  server "ping-b" { address = "127.0.0.1:17102" }
+
+  health "udp" {
+    send     = "check"
+    expect   = "pong"
     interval = "1s"
     timeout  = "500ms"
     rise     = 2

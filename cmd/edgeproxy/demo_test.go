@@ -22,7 +22,7 @@ import (
 // the demo would run another configuration than the one it means.
 func TestDemoFile(t *testing.T) {
 	t.Parallel()
-	wanted := []string{demoHTTP, demoEcho, demoAdmin}
+	wanted := []string{demoHTTP, demoEcho, demoPing, demoAdmin}
 	for _, s := range demoServers {
 		wanted = append(wanted, s.address)
 		if !strings.Contains(demoFile, `server "`+s.name+`" { address = "`+s.address+`" }`) {
@@ -82,20 +82,26 @@ func TestFreeAddress(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	taken := ln.Addr().String()
-	got, err := freeAddress(taken)
-	if err != nil || got == taken {
-		t.Fatalf("instead of %s: %s, %v", taken, got, err)
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
 	}
-	host, port, err := net.SplitHostPort(got)
-	if err != nil || host != "127.0.0.1" {
-		t.Errorf("got %s, %v", got, err)
-	}
-	if n, err := strconv.Atoi(port); err != nil || n == 0 {
-		t.Errorf("port %s", port)
-	}
-	if got, err := freeAddress("192.0.2.1:80"); err == nil {
-		t.Errorf("an address of another machine is free: %s", got)
+	defer conn.Close()
+	for network, taken := range map[string]string{"tcp": ln.Addr().String(), "udp": conn.LocalAddr().String()} {
+		got, err := freeAddress(network, taken)
+		if err != nil || got == taken {
+			t.Fatalf("%s: instead of %s: %s, %v", network, taken, got, err)
+		}
+		host, port, err := net.SplitHostPort(got)
+		if err != nil || host != "127.0.0.1" {
+			t.Errorf("%s: got %s, %v", network, got, err)
+		}
+		if n, err := strconv.Atoi(port); err != nil || n == 0 {
+			t.Errorf("%s: port %s", network, port)
+		}
+		if got, err := freeAddress(network, "192.0.2.1:80"); err == nil {
+			t.Errorf("%s: an address of another machine is free: %s", network, got)
+		}
 	}
 }
 
@@ -126,11 +132,11 @@ func TestDemo(t *testing.T) {
 	go func() { code <- execute(ctx, []string{"demo"}, strings.NewReader(""), &out, &errOut) }()
 	waitFor(t, "the introduction", func() bool { return strings.Contains(out.String(), "Ctrl-C ends it.") }, &out, &errOut)
 
-	m := regexp.MustCompile(`curl (\S+) +# several(?s:.*)nc (\S+) (\d+)(?s:.*)curl -s (\S+)/metrics`).FindStringSubmatch(out.String())
+	m := regexp.MustCompile(`curl (\S+) +# several(?s:.*)nc (\S+) (\d+)(?s:.*)nc -u -w1 (\S+) (\d+)(?s:.*)curl -s (\S+)/metrics`).FindStringSubmatch(out.String())
 	if m == nil {
 		t.Fatalf("no commands in:\n%s", out.String())
 	}
-	web, echo, admin := m[1], net.JoinHostPort(m[2], m[3]), m[4]
+	web, echo, ping, admin := m[1], net.JoinHostPort(m[2], m[3]), net.JoinHostPort(m[4], m[5]), m[6]
 
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	defer client.CloseIdleConnections()
@@ -162,6 +168,23 @@ func TestDemo(t *testing.T) {
 		t.Errorf("echo: %q, %v", back, err)
 	}
 	c.Close()
+	u, err := net.Dial("udp", ping)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u.Close()
+	clear(names)
+	waitFor(t, "an answer of both UDP servers", func() bool {
+		io.WriteString(u, "hello\n")
+		u.SetReadDeadline(time.Now().Add(5 * time.Second))
+		answer := make([]byte, 100)
+		n, _ := u.Read(answer)
+		if s, ok := strings.CutPrefix(string(answer[:n]), "pong from "); ok {
+			name, text, _ := strings.Cut(s, ": ")
+			names[name] = text == "hello\n"
+		}
+		return names["ping-a"] && names["ping-b"]
+	}, &out, &errOut)
 	gone, _, _ := strings.Cut(ask(web+"/stop?for=10m"), " ")
 	waitFor(t, "the stopped server is seen down", func() bool {
 		c, err := readCounts(strings.NewReader(ask(admin + "/metrics")))
