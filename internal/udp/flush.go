@@ -38,7 +38,7 @@ func (s *Sender) Flush(sock *Socket) Result {
 			data = s.iovecs[r.iovec].Base
 		}
 		if errno = sendto(sock.FD, data, r.wire, r.to); errno == 0 {
-			res.Sent, res.Bytes = 1, r.wire
+			res.Sent, res.Bytes = 1, r.wire-r.header
 			s.reset()
 			return res
 		}

@@ -3,6 +3,8 @@ package udp
 import (
 	"net/netip"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // What a wildcard socket is told about a datagram is what its answer needs to
@@ -95,5 +97,75 @@ func TestReceiveBound(t *testing.T) {
 	r.Release()
 	if m, errno := r.Receive(fd, 4); len(m) != 2 || errno != 0 || r.Free() != 2 {
 		t.Fatalf("after Release: %d messages, %v", len(m), errno)
+	}
+}
+
+// What did not fit is never taken for what was sent: neither bytes, nor the
+// control messages that may say how many datagrams they are.
+func TestTruncated(t *testing.T) {
+	t.Parallel()
+	fd, bound := listen(t, "[::]:0", ListenOptions{Dual: true})
+	client := dial(t, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), bound.Port()))
+	r, err := newReceiver(4, 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for _, test := range []struct {
+		size      int
+		truncated bool
+	}{{999, false}, {1000, false}, {1001, true}, {5, false}} {
+		sendAll(t, client, Packet{Data: pattern(test.size)})
+		if m := receive(t, r, fd); m.Truncated != test.truncated || len(m.Data) != min(test.size, 1000) {
+			t.Errorf("%d bytes into 1000: %d, truncated %v", test.size, len(m.Data), m.Truncated)
+		}
+	}
+	r.Release()
+	// More than a socket of ours asks for.
+	set(t, fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1)
+	set(t, fd, unix.IPPROTO_IP, unix.IP_CHECKSUM, 1)
+	set(t, fd, unix.IPPROTO_IP, unix.IP_RECVTTL, 1)
+	set(t, fd, unix.IPPROTO_IP, unix.IP_RECVORIGDSTADDR, 1)
+	for range 2 {
+		sendAll(t, client, Packet{Data: pattern(5)})
+		if m := receive(t, r, fd); !m.Truncated {
+			t.Error("control messages were cut off in silence")
+		}
+	}
+}
+
+func TestDropped(t *testing.T) {
+	t.Parallel()
+	fd, bound := listen(t, "127.0.0.1:0", ListenOptions{ReceiveBuffer: 10_000})
+	client := dial(t, bound)
+	r := receiver(t, 64)
+	const sent = 500
+	var last uint32
+	for round := range uint32(2) {
+		for range sent {
+			sendAll(t, client, Packet{Data: pattern(1000)})
+		}
+		messages, errno := r.Receive(fd, 64)
+		if errno != 0 || len(messages) == 0 || len(messages) == 64 {
+			t.Fatalf("%d messages, %v", len(messages), errno)
+		}
+		if n, ok := r.Dropped(); ok != (round > 0) || ok && n != last {
+			t.Errorf("queued before the first drop, and yet %d dropped (%v)", n, ok)
+		}
+		lost := sent - uint32(len(messages))
+		r.Release()
+		// The next to be queued knows.
+		sendAll(t, client, Packet{Data: pattern(1)})
+		receive(t, r, fd)
+		if n, ok := r.Dropped(); !ok || n-last != lost {
+			t.Errorf("%d of %d sent came, and %d were dropped (%v)", len(messages), sent, n-last, ok)
+		} else {
+			last = n
+		}
+		r.Release()
+		r.Receive(fd, 1)
+		if n, ok := r.Dropped(); ok {
+			t.Errorf("%d dropped, says an empty queue", n)
+		}
 	}
 }

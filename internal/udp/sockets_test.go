@@ -1,7 +1,9 @@
 package udp
 
 import (
+	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -59,6 +61,14 @@ func connect(t testing.TB, fd int, to netip.AddrPort) {
 	}
 }
 
+// refusing is an address whose port is unreachable (ICMP) to all the world, and
+// stays so: the socket there is connected to itself.
+func refusing(t testing.TB) netip.AddrPort {
+	fd, bound := listen(t, "127.0.0.1:0", ListenOptions{})
+	connect(t, fd, bound)
+	return bound
+}
+
 func set(t testing.TB, fd, level, option, value int) {
 	t.Helper()
 	if err := unix.SetsockoptInt(fd, level, option, value); err != nil {
@@ -80,19 +90,44 @@ func receiver(t testing.TB, slots int) *Receiver {
 	return r
 }
 
-// await waits until a socket is readable, or has an error.
-func await(t testing.TB, fd int) {
+// trains receives messages until they are n datagrams, and says how many of
+// them each had, and of how many bytes.
+func trains(t testing.TB, r *Receiver, fd int, n int) string {
+	t.Helper()
+	var got []string
+	for n > 0 {
+		m := receive(t, r, fd)
+		size := len(m.Data)
+		if m.Segment > 0 {
+			size = m.Segment
+		}
+		got = append(got, fmt.Sprintf("%d×%d", m.Count(), size))
+		n -= m.Count()
+		r.Release()
+	}
+	return strings.Join(got, " ")
+}
+
+// readable waits so many milliseconds for a socket to be readable, or to have
+// an error.
+func readable(t testing.TB, fd, milliseconds int) bool {
 	t.Helper()
 	for {
-		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(fds, 10_000)
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, milliseconds)
 		if err == unix.EINTR {
 			continue
 		}
-		if err != nil || n == 0 {
-			t.Fatalf("nothing came in 10 s (%v)", err)
+		if err != nil {
+			t.Fatal(err)
 		}
-		return
+		return n > 0
+	}
+}
+
+func await(t testing.TB, fd int) {
+	t.Helper()
+	if !readable(t, fd, 10_000) {
+		t.Fatal("nothing came in 10 s")
 	}
 }
 
