@@ -88,7 +88,7 @@ var foreign = map[string][]string{
 	"github.com/mitchellh/go-wordwrap":  {"config"},
 	"github.com/pires/go-proxyproto":    {"internal/proxyproto"}, // tests only
 	"github.com/prometheus":             {"internal/admin"},
-	"github.com/quic-go/quic-go":        {"integration"}, // tests and the benchmark's ends only
+	"github.com/quic-go/quic-go":        {"integration", "internal/quic"}, // tests and the benchmark's ends only
 	"github.com/spf13/cobra":            {"cmd/edgeproxy"},
 	"github.com/spf13/pflag":            {"cmd/edgeproxy"},
 	"github.com/zclconf/go-cty":         {"config"},
