@@ -34,7 +34,7 @@ race: ## run all tests with the race detector (needs a C compiler)
 build: ## build bin/edgeproxy
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BINARY) ./cmd/edgeproxy
 
-bench: build ## measure against haproxy, nginx and io.Copy, side by side (about 25 minutes)
+bench: build ## measure against haproxy, nginx and io.Copy, side by side (about 35 minutes)
 	$(GO) run ./integration/bench $(BENCHARGS)
 
 bench-quick: build ## the same with short rounds: does it run, what is the order of magnitude

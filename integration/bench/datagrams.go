@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"time"
 
 	"edgeproxy/integration/bench/proc"
@@ -70,7 +71,7 @@ func datagramScenarios(o options) []scenario {
 	for _, n := range []int{64, 10_000} {
 		closed := scenario{
 			Name: roundTripScenario(n), Title: fmt.Sprintf("100 B → 100 B over UDP, %d clients, closed loop", n),
-			kind: kept, connections: n, answer: requestSize, duration: 2 * time.Second, withDirect: true,
+			kind: kept, connections: n, answer: requestSize, duration: 1500 * time.Millisecond, withDirect: true,
 		}
 		paced := closed
 		if n > manyWindow {
@@ -83,7 +84,7 @@ func datagramScenarios(o options) []scenario {
 	}
 	up := scenario{
 		Name: trainScenario, Title: "trains of 32 × 1200 B over UDP to the server",
-		kind: kept, connections: trainStreams, request: train, answer: requestSize, segment: segmentSize, duration: 2 * time.Second, withDirect: true,
+		kind: kept, connections: trainStreams, request: train, answer: requestSize, segment: segmentSize, duration: 1500 * time.Millisecond, withDirect: true,
 	}
 	singly := up
 	singly.Name, singly.Title, singly.singly = singlyScenario, "the same, sent as single datagrams", true
@@ -92,7 +93,7 @@ func datagramScenarios(o options) []scenario {
 	all = append(all, up, singly, down,
 		scenario{
 			Name: quicScenario, Title: "4 QUIC connections (quic-go), answers of 50 MB",
-			kind: kept, connections: quicStreams, answer: o.Bulk / 2, duration: 2500 * time.Millisecond, withDirect: true, setup: quicSetup, speech: traffic.QUIC,
+			kind: kept, connections: quicStreams, answer: o.Bulk / 2, duration: 2 * time.Second, withDirect: true, setup: quicSetup, speech: traffic.QUIC,
 		},
 		scenario{
 			Name: ladderScenario, Title: "the highest rate of 100 B → 100 B over UDP with under 0.1 % loss",
@@ -100,11 +101,11 @@ func datagramScenarios(o options) []scenario {
 		},
 		scenario{
 			Name: lossScenario, Title: "loss at the highest rate that nginx and the subject sustain",
-			kind: loss, connections: 64, answer: requestSize, duration: 2 * time.Second, paceOf: ladderScenario, paceBy: []string{"nginx"}, withDirect: true,
+			kind: loss, connections: 64, answer: requestSize, duration: 1500 * time.Millisecond, paceOf: ladderScenario, paceBy: []string{"nginx"}, withDirect: true,
 		},
 		scenario{
 			Name: spoofedScenario, Title: "100 B → 100 B of 64 UDP clients, 2000/s, before and during a flood from 100 000 sources",
-			kind: spoofed, connections: 64, answer: requestSize, duration: 4 * time.Second, also: unspoofedScenario,
+			kind: spoofed, connections: 64, answer: requestSize, duration: 4 * time.Second, also: unspoofedScenario, rounds: o.QuietRounds,
 		},
 	)
 	for i := range all {
@@ -215,7 +216,7 @@ func (h *harness) measureSpoofed(ctx context.Context, s scenario, x *proxy) ([]M
 	m := flooded.measurement(s.Name, run.Rate)
 	m.Flood = float64(o.reply.Result.Requests) / o.reply.Result.Elapsed.Seconds()
 	m.Growth, m.Held = float64(after.memory-before.memory), float64(after.descriptors-before.descriptors)
-	m.Used = m.CPU / m.Seconds
+	m.Used = float64(runtime.NumCPU()) * flooded.proxy.Seconds() / flooded.capacity.Seconds()
 	m.CPU = 0 // not that of the requests
 	return []Measurement{m, calm.measurement(s.also, run.Rate)}, nil
 }

@@ -78,7 +78,7 @@ type options struct {
 	Ladder  int     // rates of UDP that are tried, at most
 
 	Quiet       time.Duration // of idle TLS sessions, before the second look
-	QuietRounds int           // in so many rounds
+	QuietRounds int           // in so many rounds; the flood of datagrams as well
 
 	Subject   string // the peer that is judged
 	Scenarios *regexp.Regexp

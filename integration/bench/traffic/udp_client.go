@@ -128,6 +128,9 @@ func (c *datagramClient) do(r Run) (*Result, error) {
 	default:
 		err = c.closedLoop(c.sources, 0)
 	}
+	if r.Rate > 0 && c.result.Lost > 0 {
+		c.last = max(c.last, began+r.Duration) // whatever the last answer was
+	}
 	c.result.Elapsed = c.last - began
 	return c.result, err
 }
