@@ -88,6 +88,10 @@ func (l *loader) checkListener(n *listenerNode) {
 		l.d.warnf(n.timeouts.at("sniff"), "It never comes to that: timeouts.handshake ends the session first.",
 			"the sniff timeout, %s, is not shorter than that of the handshake, %s", shortDuration(t), shortDuration(handshake))
 	}
+	if t := n.opts.Timeouts; n.opts.Network == listener.UDP && t.Idle < 0 && t.Lifetime <= 0 {
+		l.d.warnf(n.timeouts.at("idle"), "Nobody says goodbye over UDP: each client that was ever there keeps a descriptor. Set idle, long if need be, or lifetime.",
+			"sessions of listener %q may never end", n.name)
+	}
 }
 
 // checkBinder is checkOverlaps for an address that is not a listener's.

@@ -100,7 +100,7 @@ func compare(t *testing.T, path string, diags *Diagnostics) {
 func TestExamples(t *testing.T) {
 	t.Parallel()
 	paths, _ := filepath.Glob("../examples/*.hcl*")
-	if len(paths) < 17 {
+	if len(paths) < 22 {
 		t.Fatalf("only %d examples", len(paths))
 	}
 	for _, path := range paths {
@@ -174,6 +174,39 @@ upstream "u" {
     "route": {"r": {"match": [{"sni": ["a.example"]}, {"client_name": "b"}], "tls": "${tls.a}", "upstream": "${upstream.u}"}}
   }}},
   "upstream": {"u": {"server": {"s": {"address": "10.0.0.1:443"}}, "tls": {}}}
+}`)})
+	if diags.HasErrors() || !reflect.DeepEqual(native, json) {
+		t.Errorf("native %+v, JSON %+v (%v)", native, json, diags.Lines(0))
+	}
+}
+
+// TestJSONUDP: listeners of both networks, in JSON objects by their labels.
+func TestJSONUDP(t *testing.T) {
+	t.Parallel()
+	native := mustParse(t, `
+listener "udp" "u" {
+  address   = ":443"
+  responses = 1
+  upstream  = upstream.u
+  quic { server_id_length = 1 }
+}
+listener "tcp" "t" {
+  address  = ":443"
+  upstream = upstream.u
+}
+upstream "u" {
+  server "s" {
+    address        = "10.0.0.1:443"
+    quic_server_id = "0a"
+  }
+  health "udp" { send_hex = "00" }
+}`)
+	json, diags := Parse(File{Name: "test.hcl.json", Source: []byte(`{
+  "listener": {
+    "udp": {"u": {"address": ":443", "responses": 1, "upstream": "${upstream.u}", "quic": {"server_id_length": 1}}},
+    "tcp": {"t": {"address": ":443", "upstream": "${upstream.u}"}}
+  },
+  "upstream": {"u": {"server": {"s": {"address": "10.0.0.1:443", "quic_server_id": "0a"}}, "health": {"udp": {"send_hex": "00"}}}}
 }`)})
 	if diags.HasErrors() || !reflect.DeepEqual(native, json) {
 		t.Errorf("native %+v, JSON %+v (%v)", native, json, diags.Lines(0))

@@ -44,3 +44,22 @@ upstream "ids" {
     quic_server_id = "01" # warning: quic_server_id has no effect: no listener "udp" uses upstream "ids" QUIC comes over UDP.
   }
 }
+
+listener "udp" "endless" {
+  address  = ":1003"
+  upstream = upstream.plain
+  timeouts {
+    idle = "off" # warning: sessions of listener "endless" may never end Nobody says goodbye over UDP
+  }
+}
+listener "udp" "long" {
+  address  = ":1004"
+  upstream = upstream.plain
+  timeouts {
+    idle     = "off"
+    lifetime = "1d"
+  }
+}
+upstream "plain" {
+  server "a" { address = "10.0.0.9:53" }
+}
