@@ -27,9 +27,6 @@ const (
 	Version2 uint32 = 0x6b3343cf
 )
 
-// KnownVersion reports whether Initial packets of v can be opened.
-func KnownVersion(v uint32) bool { return v == Version1 || v == Version2 }
-
 const (
 	// MinDatagram is how long a datagram with an Initial packet is at least:
 	// servers discard shorter ones (RFC 9000, section 14.1).
