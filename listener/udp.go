@@ -399,8 +399,8 @@ func (p *udpPort) takeProxied(t *table, m *udp.Message) {
 	for d := range chunks(m.Data, m.Segment) {
 		n, err := h.ParseDatagram(d)
 		switch {
-		case trusted == (err != nil): // without one, or one that must not get to a server
-			p.drop(DropMalformed, 1)
+		case trusted && err != nil, !trusted && err != proxyproto.ErrNoDatagramHeader:
+			p.drop(DropMalformed, 1) // from elsewhere a header must not get to a server, which may be less strict
 		case !trusted:
 			p.take(m, nil, d, 0)
 		case h.Local || !h.Source.IsValid():

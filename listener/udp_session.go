@@ -1,6 +1,7 @@
 package listener
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -64,7 +65,6 @@ type udpSession struct {
 	overflow   uint32
 	phase      Phase
 	retries    uint8
-	attempts   uint8 // servers that have refused since the client's last datagram
 	limited    bool // the limiter has counted it
 	bound      bool // the port finds it
 	proven     bool // the client has sent again after an answer
@@ -78,12 +78,15 @@ type udpDetails struct {
 	proxied   bool
 	source    netip.AddrPort // by the PROXY header
 	local     netip.AddrPort
+	tlvs      []byte // likewise
+	crc       bool
 	header    []byte // goes before each datagram to the server
 	sni, alpn string
-	first     quicID   // the connection id that the client began with
-	ids       []quicID // by which the listener finds the session's server
-	kept      []byte   // unanswered datagrams, each after its length
-	moved     int64    // loop clock at the last try to find another server
+	first     quicID             // the connection id that the client began with
+	ids       []quicID           // by which the listener finds the session's server
+	kept      []byte             // unanswered datagrams, each after its length
+	moved     int64              // loop clock at the last try to find another server
+	tried     []*upstream.Server // that have refused since the client's last datagram
 	police    police
 }
 
@@ -149,7 +152,7 @@ func (p *udpPort) begin(key *udpKey, h *proxyproto.Header, older *udpSession, da
 	s.head, s.routeNo, s.phase, s.limited = -1, -1, PhaseAccept, t.limits != nil
 	if h != nil {
 		d := s.detail()
-		d.proxied, d.source, d.local = true, h.Source, h.Destination
+		d.proxied, d.source, d.local, d.tlvs, d.crc = true, h.Source, h.Destination, bytes.Clone(h.TLVs), h.CRC
 	}
 	if why, refused := s.open(older, data, segment, source); refused {
 		s.discard()
@@ -227,7 +230,7 @@ func (s *udpSession) discard() {
 }
 
 // dial finds a server. On failure the reason to drop the datagram is returned.
-func (s *udpSession) dial(but *upstream.Server) (o upstream.Outcome, err error) {
+func (s *udpSession) dial(but []*upstream.Server) (o upstream.Outcome, err error) {
 	c := upstream.Client{Source: s.source(), Local: s.local()}
 	if s.more != nil {
 		c.SNI = s.more.sni
@@ -255,12 +258,19 @@ func (s *udpSession) join(a upstream.Association) (upstream.Outcome, error) {
 	s.sock = udp.Socket{FD: a.FD, V6: a.V6, NoSegments: s.table.opts.UDP.NoOffload}
 	s.overflow = 0
 	if s.group.Options().ProxyProtocol != upstream.ProxyNone && (s.more == nil || s.more.header == nil) {
-		s.detail().header = proxyproto.AppendV2Datagram(nil, s.source(), s.local())
+		s.addHeader()
 	}
 	if s.quic || s.proven {
 		s.tune()
 	}
 	return upstream.Connected, nil
+}
+
+// addHeader makes the PROXY header that goes before each datagram.
+func (s *udpSession) addHeader() {
+	d := s.detail()
+	t := proxyproto.TLVs{Authority: d.sni, ALPN: d.alpn, Keep: d.tlvs, CRC: d.crc}
+	d.header = proxyproto.AppendV2DatagramTLVs(nil, s.source(), s.local(), &t)
 }
 
 // leave gives the server and its socket back.
@@ -281,7 +291,9 @@ func (s *udpSession) tune() {
 // receive takes a datagram of the client, or a train.
 func (s *udpSession) receive(data []byte, segment int, tos uint8) {
 	s.asked += count(data, segment)
-	s.attempts = 0
+	if s.more != nil {
+		s.more.tried = s.more.tried[:0]
+	}
 	s.last = s.p.w.loop.Now()
 	if s.phase == PhaseSniff {
 		s.hold(data, segment, tos)
@@ -343,9 +355,9 @@ func (s *udpSession) send() {
 			return
 		}
 		if s.refused(r.Errno) && s.answers == 0 && s.more.kept != nil {
-			n, bytes := u.servers.Drop() // it is among what is kept
+			n, size := u.servers.Drop() // it is among what is kept
 			c.datagramsIn.Add(uint64(n))
-			c.bytes.In.Add(uint64(bytes))
+			c.bytes.In.Add(uint64(size))
 			s.resend()
 			return
 		}
@@ -372,15 +384,16 @@ func (s *udpSession) refused(errno unix.Errno) (moved bool) {
 		return false
 	}
 	s.server.Failed(upstream.DatagramReason(errno))
-	if !s.moves() || int(s.attempts) >= s.group.Retries() {
+	d := s.detail()
+	if !s.moves() || len(d.tried) >= s.group.Retries() {
 		return false
 	}
-	s.attempts++
-	return s.move(s.server)
+	d.tried = append(d.tried, s.server)
+	return s.move(d.tried)
 }
 
 // move goes on with another server, if there is one.
-func (s *udpSession) move(but *upstream.Server) bool {
+func (s *udpSession) move(but []*upstream.Server) bool {
 	now := s.p.w.loop.Now()
 	if s.more != nil && s.more.moved != 0 && now-s.more.moved < int64(movePause) {
 		return false
@@ -423,9 +436,21 @@ func (s *udpSession) resend() {
 
 // Ready implements [reactor.Handler]: the server has sent something, or ICMP
 // tells that it is not there.
-func (s *udpSession) Ready(reactor.Events) {
+func (s *udpSession) Ready(ev reactor.Events) {
+	s.relay()
+	if ev&reactor.Failed != 0 && s.id != 0 {
+		// The error itself is known by now; the queue has it once more.
+		var b [1]byte
+		for errno := unix.Errno(0); errno == 0; {
+			_, errno = recvFlags(s.sock.FD, b[:], unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
+		}
+	}
+}
+
+// relay takes what the server has sent.
+func (s *udpSession) relay() {
 	u := s.p.w.udp
-	for bytes := 0; s.id != 0; {
+	for size := 0; s.id != 0; {
 		if u.out.Free() < fewSlots {
 			u.flush()
 		}
@@ -437,7 +462,7 @@ func (s *udpSession) Ready(reactor.Events) {
 		}
 		for i := range msgs {
 			m := &msgs[i]
-			bytes += len(m.Data)
+			size += len(m.Data)
 			s.reply(m)
 			if s.done() {
 				s.end(ResponsesDone, nil)
@@ -454,7 +479,7 @@ func (s *udpSession) Ready(reactor.Events) {
 			}
 		case len(msgs) < most:
 			return
-		case bytes > udpBudget:
+		case size > udpBudget:
 			s.p.w.loop.Again(s.token)
 			return
 		}

@@ -18,14 +18,12 @@ type Association struct {
 }
 
 // Associate leases a server of g, by its policy, and connects a socket to it.
-// But is left out, nil: nobody is; of a group without another server there is
-// then NoServer. On the loop.
-func (dl *Dialer) Associate(g *Group, c *Client, but *Server) (Association, Outcome, error) {
+// Those in but are left out; of a group without another server there is then
+// NoServer. On the loop.
+func (dl *Dialer) Associate(g *Group, c *Client, but []*Server) (Association, Outcome, error) {
 	d := &dl.datagrams
-	d.dialer, d.group, d.client, d.ntried = dl, g, *c, 0
-	if but != nil {
-		d.tried[0], d.ntried = but, 1
-	}
+	d.dialer, d.group, d.client = dl, g, *c
+	d.ntried = copy(d.tried[:], but)
 	defer func() { d.group, d.choices, d.client = nil, nil, Client{} }()
 	var last error
 	for range g.retries + 1 {
@@ -109,6 +107,13 @@ func (e *endpoint) openDatagrams(o *Options, turn *uint32) (fd int, errno unix.E
 		return -1, errno, false
 	}
 	fd = int(n)
+	// Without it the kernel keeps what routers say to itself: that there is no
+	// way to the server's host, or none any more.
+	if e.family == unix.AF_INET6 {
+		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1)
+	} else {
+		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVERR, 1)
+	}
 	if len(o.Source) > 0 {
 		errno = e.bindSource(fd, o.Source, turn)
 	}
