@@ -437,9 +437,11 @@ func (s *udpSession) resend() {
 // Ready implements [reactor.Handler]: the server has sent something, or ICMP
 // tells that it is not there.
 func (s *udpSession) Ready(ev reactor.Events) {
+	token := s.token
 	s.relay()
-	if ev&reactor.Failed != 0 && s.id != 0 {
-		// The error itself is known by now; the queue has it once more.
+	if ev&reactor.Failed != 0 && s.id != 0 && s.token == token {
+		// The error itself is known by now; the queue has it once more, and
+		// taking it from there clears it.
 		var b [1]byte
 		for errno := unix.Errno(0); errno == 0; {
 			_, errno = recvFlags(s.sock.FD, b[:], unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
