@@ -49,8 +49,8 @@ const (
 	ladderFirst = 20_000
 	ladderStep  = 1.25
 	ladderLoss  = 0.001
-	// What comes back later than this is lost. Full socket buffers, which hold
-	// some 5000 datagrams, delay for longer where the rate is too high.
+	// What comes back later than this is lost to the ladder: where the rate is
+	// too high, socket buffers, which hold some 10 000 datagrams, fill first.
 	ladderTimeout = 100 * time.Millisecond
 	// Shorter steps would fill buffers, and lose nothing.
 	ladderLeast = 300 * time.Millisecond

@@ -200,7 +200,7 @@ func (h *harness) measureTraffic(ctx context.Context, s scenario, x *proxy) ([]M
 		}
 		run = atLeastAFew(run)
 		if s.kind == loss {
-			run.Open, run.Timeout, run.Duration = true, ladderTimeout, max(run.Duration, ladderLeast)
+			run.Open, run.Duration = true, max(run.Duration, ladderLeast)
 		}
 	}
 	var t tally
