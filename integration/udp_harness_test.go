@@ -194,9 +194,10 @@ func (s *UDPServer) Sources() map[netip.AddrPort]int {
 // address and port that it sends to.
 type UDPClient struct {
 	*net.UDPConn
-	t   testing.TB
-	buf []byte
-	tos int // of what was received last
+	t     testing.TB
+	buf   []byte
+	tos   int // of what was received last
+	drops int // of the machine when the client was made
 }
 
 // DialUDP makes a client, which is closed when the test ends.
@@ -221,7 +222,7 @@ func dialUDP(t testing.TB, source *net.UDPAddr, addr string) *UDPClient {
 	if err := control(conn, receiveTOS); err != nil {
 		t.Fatal(err)
 	}
-	return &UDPClient{UDPConn: conn, t: t}
+	return &UDPClient{UDPConn: conn, t: t, drops: machineDrops()}
 }
 
 // Source is the client's address.
@@ -260,6 +261,9 @@ func (c *UDPClient) Receive() (string, error) {
 	oob := make([]byte, 128)
 	n, m, _, _, err := c.ReadMsgUDPAddrPort(c.buf, oob)
 	c.tos = tosOf(oob[:m])
+	if d := machineDrops() - c.drops; err != nil && d > 0 {
+		err = fmt.Errorf("%w (the machine has dropped %d packets meanwhile, of anybody: see net.core.netdev_max_backlog)", err, d)
+	}
 	return string(c.buf[:max(n, 0)]), err
 }
 
@@ -299,6 +303,23 @@ func (c *UDPClient) ExpectNothing() {
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		c.t.Errorf("client %s: received %d bytes, %v; want nothing", c.Source(), n, err)
 	}
+}
+
+// machineDrops counts the packets that this machine has dropped before they
+// got to any socket, for want of room in a CPU's queue. Loopback has none of its
+// own: a flood anywhere on the machine takes other tests' datagrams with it.
+func machineDrops() (n int) {
+	b, err := os.ReadFile("/proc/net/softnet_stat")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 1 {
+			dropped, _ := strconv.ParseInt(f[1], 16, 64)
+			n += int(dropped)
+		}
+	}
+	return n
 }
 
 func abridged(s string) string {

@@ -68,10 +68,13 @@ func TestUDPLifetime(t *testing.T) {
 	s := ServeUDP(t, echoUDP)
 	p := Start(t, oneUDP(`timeouts { lifetime = "700ms" }`, "", s.Addr()))
 	c := DialUDP(t, p.Addr("edge"))
-	for len(s.Sources()) < 3 { // busy all the time, and answered all the time
-		c.RoundTrip("x")
-		time.Sleep(10 * time.Millisecond) // a client that thinks
-	}
+	// Busy all the time. An answer that comes after the end is lost.
+	eventually(t, func() bool {
+		c.Send("x")
+		c.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+		c.Read(make([]byte, 10))
+		return len(s.Sources()) == 3
+	}, func() string { return "a third session" })
 	for _, e := range p.AccessLog(3) {
 		if e.End != "lifetime" || e.Phase != "relay" || e.Source != c.Source() {
 			t.Errorf("%+v", e)
