@@ -57,7 +57,7 @@ var testImports = map[string][]string{
 	"internal/quic":      {"internal/testcert"},
 	"internal/sniff":     {"internal/testcert"},
 	"internal/tlsrecord": {"internal/testcert"},
-	"listener":           {"internal/testcert"},
+	"listener":           {"balance", "internal/testcert"},
 	"splice":             {"internal/testcert"},
 	"tlsterm":            {"internal/testcert"},
 	"tlsterm/acme":       {"internal/testacme", "internal/testcert"},

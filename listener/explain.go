@@ -90,6 +90,7 @@ func Explain(o *Options, upstreams []upstream.Options, q Question) (*Explanation
 	if err := x.ask(); err != nil {
 		return nil, err
 	}
+	q = x.q
 	e := &x.Explanation
 	e.Listener, e.Network, e.Source, e.Protocol = o.Name, o.Network.String(), q.Source.String(), x.info.Protocol.String()
 	if x.assumed {
