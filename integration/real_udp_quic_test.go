@@ -127,6 +127,7 @@ type h3Client struct {
 	sni     string
 	http    http.Client
 	content *stream
+	close   func()
 
 	mu   sync.Mutex
 	conn *quic.Conn
@@ -151,11 +152,12 @@ func newH3Client(t testing.TB, ca *testcert.CA, conn *net.UDPConn, addr, sni str
 		},
 	}
 	c.http = http.Client{Transport: h3, Timeout: 2 * patience}
-	t.Cleanup(func() {
+	c.close = func() {
 		h3.Close()
 		tr.Close()
 		conn.Close()
-	})
+	}
+	t.Cleanup(c.close)
 	return c
 }
 
