@@ -61,6 +61,7 @@ func TestUsage(t *testing.T) {
 		{"--version", 0, "(go1.", ""},
 		{"help", 0, "Available Commands:", ""},
 		{"--help", 0, "Available Commands:", ""},
+		{"help explain", 0, "who comes next if", ""},
 		{"help run", 0, "SIGHUP reloads", ""},
 		{"run --help", 0, "--pid-file", ""},
 	} {
