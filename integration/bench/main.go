@@ -141,7 +141,7 @@ func benchMain(args []string) error {
 	switch {
 	case *list:
 		for _, s := range scenarioList(o) {
-			fmt.Printf("%-16s %s\n", s.Name, s.Title)
+			fmt.Printf("%-17s %s\n", s.Name, s.Title)
 		}
 		return nil
 	case *report != "":
