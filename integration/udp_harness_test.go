@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -32,6 +33,7 @@ type UDPServer struct {
 	network string // udp4 or udp6: a dual-stack socket would have two kinds of TOS
 	addr    netip.AddrPort
 	answer  func(Datagram) []string
+	holder  *net.UDPConn // keeps the port while the server is stopped
 
 	mu   sync.Mutex
 	conn *net.UDPConn
@@ -53,9 +55,37 @@ func ServeUDPOn(t testing.TB, address string, answer func(Datagram) []string) *U
 	if s.addr.Addr().Is6() {
 		s.network = "udp6"
 	}
+	s.holder = holdPort(t, s.network, s.addr)
+	s.addr = s.holder.LocalAddr().(*net.UDPAddr).AddrPort()
 	s.Restart()
 	t.Cleanup(s.Stop)
 	return s
+}
+
+// holdPort keeps a port from everybody but sockets with SO_REUSEADDR. Being
+// connected to something else it takes nothing itself: while nobody else is
+// there, "port unreachable" comes back from it.
+func holdPort(t testing.TB, network string, addr netip.AddrPort) *net.UDPConn {
+	t.Helper()
+	c, err := net.DialUDP(network, net.UDPAddrFromAddrPort(addr), net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr.Addr(), 9)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	// Only now: the kernel gives out a free port, but not one that others
+	// would share.
+	if err := control(c, reuseAddress); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func reuseAddress(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) }
+
+// refusedUDP returns an address on which nobody listens and nobody else will.
+func refusedUDP(t testing.TB) string {
+	t.Helper()
+	return holdPort(t, "udp4", netip.MustParseAddrPort("127.0.0.1:0")).LocalAddr().String()
 }
 
 // ServeUDPNames runs n servers with an answer that is made from each one's
@@ -113,15 +143,18 @@ func (s *UDPServer) Stop() {
 // Restart opens a stopped server again at its address.
 func (s *UDPServer) Restart() {
 	s.t.Helper()
-	conn, err := net.ListenUDP(s.network, net.UDPAddrFromAddrPort(s.addr))
+	var lc net.ListenConfig
+	lc.Control = func(_, _ string, c syscall.RawConn) error { return onDescriptor(c, reuseAddress) }
+	pc, err := lc.ListenPacket(context.Background(), s.network, s.addr.String())
 	if err != nil {
 		s.t.Fatal(err)
 	}
+	conn := pc.(*net.UDPConn)
 	if err := errors.Join(conn.SetReadBuffer(4<<20), control(conn, receiveTOS)); err != nil {
 		s.t.Fatal(err)
 	}
 	s.mu.Lock()
-	s.conn, s.addr = conn, conn.LocalAddr().(*net.UDPAddr).AddrPort()
+	s.conn = conn
 	s.mu.Unlock()
 	s.wg.Go(func() { s.run(conn) })
 }
@@ -334,8 +367,14 @@ func control(c syscall.Conn, f func(fd int) error) error {
 	if err != nil {
 		return err
 	}
-	var inner error
-	return errors.Join(raw.Control(func(fd uintptr) { inner = f(int(fd)) }), inner)
+	return onDescriptor(raw, f)
+}
+
+func onDescriptor(c syscall.RawConn, f func(fd int) error) (err error) {
+	if gone := c.Control(func(fd uintptr) { err = f(int(fd)) }); gone != nil {
+		return gone
+	}
+	return err
 }
 
 // isV6 tells the two families apart: their options have other numbers.

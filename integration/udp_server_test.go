@@ -2,25 +2,12 @@ package integration
 
 import (
 	"fmt"
-	"net"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 )
-
-// refusedUDP returns an address from which "port unreachable" comes, and which
-// nobody else will get: a connected socket takes nothing from others.
-func refusedUDP(t testing.TB) string {
-	t.Helper()
-	c, err := net.DialUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)}, &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 9})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	return c.LocalAddr().String()
-}
 
 // serverOf returns the server with a name of [ServeUDPNames].
 func serverOf(t testing.TB, s []*UDPServer, name string) *UDPServer {
