@@ -54,10 +54,10 @@ upstream "far" {
 `, clientEdge4, server.addr), WithStart(h.edge.start))
 			for _, version := range []quic.Version{quic.Version1, quic.Version2} {
 				c := newH3Client(t, ca, h.client.udp(client4), clientEdge4+":443", "far.test", version)
-				if err := c.download(16*streamBlock, nil); err != nil {
+				if err := c.download(6*streamBlock, nil); err != nil {
 					t.Error(err)
 				}
-				if err := c.upload(16*streamBlock, nil); err != nil {
+				if err := c.upload(6*streamBlock, nil); err != nil {
 					t.Error(err)
 				}
 				c.close()
