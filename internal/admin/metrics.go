@@ -47,10 +47,11 @@ var tcpEnds = []listener.End{
 }
 
 // udpEnds are the same for UDP, where nobody closes and nothing is accepted.
+// Some of them only a QUIC client can have, whose hello takes several datagrams.
 var udpEnds = []listener.End{
-	listener.IdleTimeout, listener.Lifetime, listener.ResponsesDone,
-	listener.Limited, listener.NoServer, listener.ConnectFailed, listener.ServerDown, listener.Drained,
-	listener.Overloaded, listener.InternalError,
+	listener.IdleTimeout, listener.Lifetime, listener.HandshakeTimeout,
+	listener.NoRoute, listener.Denied, listener.Limited, listener.NoServer,
+	listener.ServerDown, listener.Drained, listener.ResponsesDone, listener.Overloaded,
 }
 
 // Gather implements [prometheus.Gatherer].
