@@ -43,7 +43,7 @@ func (f *fake) Listeners() []listener.Stats {
 	a.Ends[listener.ClientClosed], a.Ends[listener.Denied], a.Ends[listener.Killed] = 7, 2, 1
 	dns := listener.Stats{
 		Name: "dns", Network: listener.UDP, Addresses: []string{"127.0.0.1:53"}, Sessions: 9, Active: 1,
-		BytesIn: 30, BytesOut: 300, DatagramsIn: 10, DatagramsOut: 11, Seconds: data(1, 2, 3),
+		BytesIn: 30, BytesOut: 300, DatagramsIn: 10, DatagramsOut: 11, AcceptErrors: 4, Seconds: data(1, 2, 3),
 	}
 	dns.Ends[listener.ResponsesDone], dns.Ends[listener.Killed] = 7, 1
 	dns.Dropped[listener.DropLimited], dns.Dropped[listener.DropDenied] = 5, 2

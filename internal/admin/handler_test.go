@@ -97,7 +97,7 @@ func TestJSON(t *testing.T) {
 			{"name":"quiet \"one\"","protocol":"tcp","addresses":[],"sessions_active":0,"sessions_total":0,
 			 "ends":{},"bytes_in":0,"bytes_out":0,"spliced_bytes":0,"accept_errors":0,"accept_pauses":0},
 			{"name":"dns","protocol":"udp","addresses":["127.0.0.1:53"],"sessions_active":1,"sessions_total":9,
-			 "ends":{"responses_done":7,"killed":1},"bytes_in":30,"bytes_out":300,"datagrams_in":10,"datagrams_out":11,"dropped":{"limited":5,"denied":2}}]`},
+			 "ends":{"responses_done":7,"killed":1},"bytes_in":30,"bytes_out":300,"datagrams_in":10,"datagrams_out":11,"accept_errors":4,"dropped":{"limited":5,"denied":2}}]`},
 		{"/v1/upstreams", `[
 			{"name":"web","servers":[
 			 {"name":"s0","address":"app.example:80","resolved":"10.0.0.1:80","weight":10,"tier":1,"state":"down","last_error":"connecting to 10.0.0.1:80: refused <\ufffd>",

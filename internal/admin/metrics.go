@@ -91,7 +91,7 @@ func (g *gatherer) listeners(all *families) {
 	seconds := all.histogram("session_seconds", "How long sessions lasted, from accept, or the first datagram, to their end.")
 	bytes := all.counter("bytes_total", "Bytes relayed, from clients (in) and to clients (out).")
 	spliced := all.counter("spliced_bytes_total", "Bytes relayed, in both directions, that never entered user space.")
-	errors := all.counter("accept_errors_total", "Failures of accept(2), a lack of descriptors among them.")
+	errors := all.counter("accept_errors_total", "Failures of accept(2), a lack of descriptors among them; of UDP: of receiving, and of opening sockets for new sessions.")
 	pauses := all.counter("accept_pauses_total", "Times that accepting was paused for want of descriptors or because of max_connections.")
 	datagrams := all.counter("datagrams_total", "UDP datagrams relayed, from clients (in) and to clients (out).")
 	dropped := all.counter("datagrams_dropped_total", "UDP datagrams, of clients and to them, that went nowhere, by why they did.")
@@ -113,6 +113,7 @@ func (g *gatherer) listeners(all *families) {
 		seconds.addHistogram(name, s.Seconds)
 		bytes.add(in, float64(s.BytesIn))
 		bytes.add(out, float64(s.BytesOut))
+		errors.add(name, float64(s.AcceptErrors))
 		if s.Network == listener.UDP {
 			datagrams.add(in, float64(s.DatagramsIn))
 			datagrams.add(out, float64(s.DatagramsOut))
@@ -122,7 +123,6 @@ func (g *gatherer) listeners(all *families) {
 			continue
 		}
 		spliced.add(name, float64(s.Spliced))
-		errors.add(name, float64(s.AcceptErrors))
 		pauses.add(name, float64(s.AcceptPauses))
 	}
 }

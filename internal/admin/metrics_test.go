@@ -31,6 +31,7 @@ func TestMetrics(t *testing.T) {
 	}
 	want := fmt.Sprintf(`edgeproxy_accept_errors_total{listener="edge"} 1
 edgeproxy_accept_errors_total{listener="quiet \"one\""} 0
+edgeproxy_accept_errors_total{listener="dns"} 4
 edgeproxy_accept_pauses_total{listener="edge"} 3
 edgeproxy_accept_pauses_total{listener="quiet \"one\""} 0
 edgeproxy_access_log_dropped_total 8

@@ -61,13 +61,13 @@ type listenerView struct {
 	Ends      map[string]uint64 `json:"ends"` // those that have occurred
 	BytesIn   uint64            `json:"bytes_in"`
 	BytesOut  uint64            `json:"bytes_out"`
+	Errors    uint64            `json:"accept_errors"`
 	*tcpView                    // nil unless Protocol says so
 	*udpView                    // nil unless Protocol says so
 }
 
 type tcpView struct {
 	Spliced      uint64 `json:"spliced_bytes"`
-	AcceptErrors uint64 `json:"accept_errors"`
 	AcceptPauses uint64 `json:"accept_pauses"`
 }
 
@@ -83,7 +83,7 @@ func (h *handler) listeners(w http.ResponseWriter, _ *http.Request) {
 		v := listenerView{
 			Name: s.Name, Protocol: s.Network.String(), Addresses: append([]string{}, s.Addresses...),
 			Active: s.Active, Sessions: s.Sessions, Ends: map[string]uint64{},
-			BytesIn: s.BytesIn, BytesOut: s.BytesOut,
+			BytesIn: s.BytesIn, BytesOut: s.BytesOut, Errors: s.AcceptErrors,
 		}
 		for i, n := range s.Ends {
 			if n > 0 {
@@ -98,7 +98,7 @@ func (h *handler) listeners(w http.ResponseWriter, _ *http.Request) {
 				}
 			}
 		} else {
-			v.tcpView = &tcpView{s.Spliced, s.AcceptErrors, s.AcceptPauses}
+			v.tcpView = &tcpView{s.Spliced, s.AcceptPauses}
 		}
 		all = append(all, v)
 	}
