@@ -81,6 +81,22 @@ func TestNetnsOneClientAsksSeveralAddresses(t *testing.T) {
 	}
 }
 
+// Servers may have link-local addresses, too.
+func TestNetnsLinkLocalServer(t *testing.T) {
+	t.Parallel()
+	h := newThreeHosts(t)
+	h.server.ip("addr add fe80::77/64 dev edge nodad")
+	h.server.echo("[fe80::77%edge]:7", "")
+	p := Start(t, udpListener(`timeouts { idle = "2s" }`, "", []string{clientEdge4 + ":7"}, "[fe80::77%servers]:7"), WithStart(h.edge.start))
+	c := h.client.udp(client4)
+	for range 3 {
+		if answer, _, err := sendAndAwait(c, netip.MustParseAddrPort(clientEdge4+":7"), []byte("hello"), patience/3); err != nil || string(answer) != "hello" {
+			t.Fatalf("%q, %v", answer, err)
+		}
+	}
+	p.LastEnd(1, "idle_timeout", "relay")
+}
+
 // Two clients with the same link-local address and port, on different
 // interfaces, are two clients: each gets its answers by its interface, from
 // the link-local address it asked; for a listener at the wildcard address and

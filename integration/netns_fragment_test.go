@@ -179,6 +179,28 @@ func TestNetnsTrains(t *testing.T) {
 	}
 }
 
+// The path to the servers narrows and widens while trains go along it.
+func TestNetnsTrainsWhileThePathChanges(t *testing.T) {
+	t.Parallel()
+	h := newThreeHosts(t)
+	h.offloads("gro on rx-udp-gro-forwarding on")
+	h.server.echo(server4+":7", "")
+	p := Start(t, udpListener(`timeouts { idle = "2s" }`, "", []string{clientEdge4 + ":7"}, server4+":7"), WithStart(h.edge.start))
+	c := h.client.udp(client4)
+	for _, mtu := range []int{1500, 1280, 1500, 600, 1500} {
+		h.mtu("servers", mtu)
+		if err := train(c, netip.MustParseAddrPort(clientEdge4+":7"), 1400, 40, 700); err != nil {
+			t.Fatalf("with an MTU of %d: %v", mtu, err)
+		}
+	}
+	if got := p.AccessLog(1); len(got) != 1 {
+		t.Errorf("%d sessions, want one", len(got))
+	}
+	if drops := p.Metrics().Drops("edge"); len(drops) > 0 {
+		t.Errorf("dropped: %v", drops)
+	}
+}
+
 // train sends n datagrams of a size and a last one of another, five times, and
 // expects them back.
 func train(c *net.UDPConn, to netip.AddrPort, size, n, last int) error {

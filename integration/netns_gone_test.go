@@ -2,6 +2,7 @@ package integration
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -11,6 +12,29 @@ import (
 // soon is when a datagram that has no answer counts as lost.
 func soon() time.Time { return time.Now().Add(patience / 3) }
 
+// Addresses of a host behind that of [threeHosts.server].
+const host4, host6 = "10.3.0.2", "fd03::2"
+
+// newFarHost is another host, to which that of the servers is the router.
+func (h *threeHosts) newFarHost() *namespace {
+	n := newNamespace(h.edge.t)
+	wire(n, "router", host4+"/24 "+host6+"/64", h.server, "hosts", "10.3.0.1/24 fd03::1/64")
+	h.server.sysctl("ipv4/ip_forward", "1")
+	h.server.sysctl("ipv6/conf/all/forwarding", "1")
+	h.server.sysctl("ipv4/neigh/hosts/retrans_time_ms", "50")
+	h.server.sysctl("ipv6/neigh/hosts/retrans_time_ms", "50")
+	n.ip("route add default via 10.3.0.1")
+	n.ip("route add default via fd03::1")
+	h.edge.ip("route add 10.3.0.0/24 via " + server4)
+	h.edge.ip("route add fd03::/64 via " + server6)
+	return n
+}
+
+func hostDown(_, router, host *namespace) {
+	host.ip("link set router down")
+	router.ip("neigh flush all")
+}
+
 // A server host that is gone is noticed by what the kernel and the routers say
 // about it, long before any health check would: the session goes on with the
 // other server.
@@ -18,32 +42,29 @@ func TestNetnsServerHostGone(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name string
+		host string // of the first server
 		gone func(edge, router, host *namespace)
 	}{
-		{"port closed", nil},
-		{"no route here", func(edge, _, _ *namespace) { edge.ip("route replace unreachable 10.3.0.2") }},
-		{"prohibited here", func(edge, _, _ *namespace) { edge.ip("route replace prohibit 10.3.0.2") }},
-		{"no route at the router", func(_, router, _ *namespace) { router.ip("route replace unreachable 10.3.0.2") }},
-		{"prohibited at the router", func(_, router, _ *namespace) { router.ip("route replace prohibit 10.3.0.2") }},
-		{"host down", func(_, router, host *namespace) {
-			host.ip("link set router down")
-			router.ip("neigh flush all")
-		}},
+		{"port closed", host4, nil},
+		{"port closed, IPv6", host6, nil},
+		{"no route here", host4, func(edge, _, _ *namespace) { edge.ip("route replace unreachable " + host4) }},
+		{"no route here, IPv6", host6, func(edge, _, _ *namespace) { edge.ip("route replace unreachable " + host6) }},
+		{"prohibited here", host4, func(edge, _, _ *namespace) { edge.ip("route replace prohibit " + host4) }},
+		{"no route at the router", host4, func(_, router, _ *namespace) { router.ip("route replace unreachable " + host4) }},
+		{"no route at the router, IPv6", host6, func(_, router, _ *namespace) { router.ip("route replace unreachable " + host6) }},
+		{"prohibited at the router", host4, func(_, router, _ *namespace) { router.ip("route replace prohibit " + host4) }},
+		{"host down", host4, hostDown},
+		{"host down, IPv6", host6, hostDown},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			h := newThreeHosts(t)
-			// The first server is behind a router, which is the host of the second.
-			host := newNamespace(t)
-			h.server.sysctl("ipv4/ip_forward", "1")
-			wire(host, "router", "10.3.0.2/24", h.server, "hosts", "10.3.0.1/24")
-			h.server.sysctl("ipv4/neigh/hosts/retrans_time_ms", "50")
-			host.ip("route add default via 10.3.0.1")
-			h.edge.ip("route add 10.3.0.0/24 via " + server4)
+			host := h.newFarHost()
 			h.server.echo(server4+":7", "second ")
-			first := host.echo("10.3.0.2:7", "first ")
+			address := net.JoinHostPort(tt.host, "7")
+			first := host.echo(address, "first ")
 			p := Start(t, udpListener(`timeouts { idle = "2s" }`,
-				"server \"spare\" {\n address = \""+server4+":7\"\n tier = 1\n }", []string{clientEdge4 + ":7"}, "10.3.0.2:7"), WithStart(h.edge.start))
+				"server \"spare\" {\n address = \""+server4+":7\"\n tier = 1\n }", []string{clientEdge4 + ":7"}, address), WithStart(h.edge.start))
 			c := h.client.udp(client4)
 			to := netip.MustParseAddrPort(clientEdge4 + ":7")
 			for range 3 {

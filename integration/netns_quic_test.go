@@ -31,14 +31,10 @@ func TestNetnsQUICPathMTU(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			h := newThreeHosts(t)
-			host := newNamespace(t)
-			h.server.sysctl("ipv4/ip_forward", "1")
-			wire(host, "router", "10.3.0.2/24", h.server, "hosts", "10.3.0.1/24")
-			host.ip("route add default via 10.3.0.1")
-			h.edge.ip("route add 10.3.0.0/24 via " + server4)
+			host := h.newFarHost()
 			tt.narrow(h)
 			ca := testcert.NewCA(t, "HTTP/3")
-			server := newH3Server(t, host.udp("10.3.0.2:443"), "far", ca.Server(t, "far.test"), "", nil)
+			server := newH3Server(t, host.udp(host4+":443"), "far", ca.Server(t, "far.test"), "", nil)
 			p := Start(t, fmt.Sprintf(`
 listener "udp" "edge" {
   address = "%s:443"
