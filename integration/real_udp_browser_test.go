@@ -34,12 +34,13 @@ func TestRealQUICChromium(t *testing.T) {
 		io.WriteString(w, pageScript)
 	})
 	pages.HandleFunc("GET /large", func(w http.ResponseWriter, r *http.Request) { w.Write(large) })
-	s := newH3Server(t, loopbackUDP(t), "app", pair, "", pages)
-	other := newH3Server(t, loopbackUDP(t), "other", ca.Server(t, "other.test"), "", nil)
+	s := newH3Server(t, loopbackUDP(t), "app", pair, "\x0a", pages)
+	other := newH3Server(t, loopbackUDP(t), "other", ca.Server(t, "other.test"), "\x0b", nil)
 	p := Start(t, fmt.Sprintf(`
 listener "udp" "edge" {
   address = "127.0.0.1:0"
   timeouts { idle = "2s" }
+  quic { server_id_length = 1 }
   route "app" {
     match {
       sni  = ["app.test"]
@@ -71,9 +72,16 @@ upstream "other" {
 	if !hybrid.Load() {
 		t.Error("no post-quantum share, which makes a hello of two datagrams")
 	}
+	named := false
 	for _, e := range p.AccessLog(1) {
-		if e.Protocol != "quic" || e.SNI != "app.test" || e.ALPN != "h3" || e.Server != "app" {
+		// If the path seems bad to it, which is so on a busy machine, it tries
+		// another port, with a connection id that only the server id tells of.
+		if e.Server != "app" {
 			t.Errorf("%+v", e)
 		}
+		named = named || e.Protocol == "quic" && e.SNI == "app.test" && e.ALPN == "h3"
+	}
+	if !named {
+		t.Errorf("no session of HTTP/3 in %+v", p.AccessLog(1))
 	}
 }
