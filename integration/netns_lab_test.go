@@ -60,12 +60,17 @@ func newNamespace(t testing.TB) *namespace {
 // those of other tests (PR_SET_PDEATHSIG).
 func (n *namespace) thread(made chan<- error) {
 	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	n.path = fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())
 	home, err := unix.Open(n.path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err == nil {
 		err = unix.Unshare(unix.CLONE_NEWNET)
 	}
 	made <- err
+	if err != nil {
+		unix.Close(home)
+		return
+	}
 	for f := range n.work {
 		f()
 	}
@@ -73,7 +78,6 @@ func (n *namespace) thread(made chan<- error) {
 		panic(err)
 	}
 	unix.Close(home)
-	runtime.UnlockOSThread()
 }
 
 // do runs f on the thread of the namespace: sockets that it makes and programs

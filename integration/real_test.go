@@ -47,9 +47,9 @@ func needPython(t testing.TB, module string) string {
 func missing(t testing.TB, what string) {
 	t.Helper()
 	if os.Getenv("EDGEPROXY_REQUIRE_REAL") == "1" {
-		t.Fatalf("%s is not installed, and EDGEPROXY_REQUIRE_REAL=1 asks for it", what)
+		t.Fatalf("%s is missing, and EDGEPROXY_REQUIRE_REAL=1 asks for it", what)
 	}
-	t.Skipf("%s is not installed", what)
+	t.Skipf("%s is missing", what)
 }
 
 // realServer is a program that listens.
