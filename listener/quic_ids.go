@@ -11,7 +11,7 @@ import (
 
 const (
 	// maxQUICIDs is how many connection ids a session may be found by: those of
-	// a Retry, an Initial, and what a server might change to.
+	// a Retry and an Initial, and the last ones that the client has used.
 	maxQUICIDs = 4
 	// quicMemory is how long a server can be found by a connection id after the
 	// last session with it: as long as a silent QUIC connection may live, with
@@ -37,6 +37,8 @@ func newQUICID(cid []byte, ok bool) (id quicID, _ bool) {
 	return id, true
 }
 
+func (id *quicID) is(cid []byte) bool { return id.n > 0 && string(cid) == string(id.b[:id.n]) }
+
 func newServerID(sid []byte) (id quicID) {
 	id.n = -int8(len(sid))
 	copy(id.b[:], sid)
@@ -50,15 +52,17 @@ type quicEntry struct {
 	table     *table
 	route     int32
 	sni, alpn string
+	idLen     int // of the server's connection ids
 
 	sessions int
 	gone     int64 // loop clock when the last session ended; 0: there are some
 }
 
 // quicIDs finds servers by the connection ids that they have been seen to
-// issue in the clear (RFC 9000 section 7.2), and by the server ids in them
-// (QUIC-LB). It is shared by the loops: a client that moves may come by another
-// one. The lock is taken when a connection begins, ends or moves.
+// issue in the clear (RFC 9000 section 7.2), by those that their clients use,
+// and by the server ids in them (QUIC-LB). It is shared by the loops: a client
+// that moves may come by another one. The lock is taken when a connection
+// begins, ends, moves, or changes its connection id.
 type quicIDs struct {
 	some    atomic.Bool
 	lengths atomic.Uint32 // bit n: there are ids of n bytes
@@ -68,7 +72,9 @@ type quicIDs struct {
 }
 
 // add notes an id, and the server id in it, if there is one of so many bytes.
-func (q *quicIDs) add(id quicID, e *quicEntry, serverID int, now int64) bool {
+// What a client uses, in contrast to what its server has issued, takes no id
+// from another server.
+func (q *quicIDs) add(id quicID, e *quicEntry, serverID int, issued bool, now int64) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.ids == nil {
@@ -77,9 +83,9 @@ func (q *quicIDs) add(id quicID, e *quicEntry, serverID int, now int64) bool {
 	if len(q.ids) >= q.sweepAt {
 		q.sweep(now)
 	}
-	if serverID > 0 {
+	if serverID > 0 && issued {
 		if sid, ok := quic.ServerID(id.b[:id.n], serverID); ok {
-			q.ids[newServerID(sid)] = &quicEntry{server: e.server, group: e.group, table: e.table, route: e.route}
+			q.ids[newServerID(sid)] = &quicEntry{server: e.server, group: e.group, table: e.table, route: e.route, idLen: e.idLen}
 		}
 	}
 	old := q.ids[id]
@@ -89,8 +95,11 @@ func (q *quicIDs) add(id quicID, e *quicEntry, serverID int, now int64) bool {
 	case old == nil:
 		old = e
 		q.ids[id] = e
+	case old.server != e.server && !issued:
+		return false
 	case old.server != e.server:
-		*old = quicEntry{server: e.server, group: e.group, table: e.table, route: e.route, sni: e.sni, alpn: e.alpn, sessions: old.sessions}
+		e.sessions = old.sessions
+		*old = *e
 	}
 	old.sessions++
 	old.gone = 0

@@ -338,6 +338,10 @@ func (p *udpPort) Ready(reactor.Events) {
 		switch {
 		case m.Truncated:
 			p.drop(DropTooBig, 1)
+		case m.ToMany:
+			// Each loop would have a session of it, and the client as many
+			// answers: an amplifier.
+			p.drop(DropDenied, uint64(m.Count()))
 		case len(t.opts.AcceptProxy) > 0:
 			p.takeProxied(t, m)
 		case m.Segment > 0 && (t.opts.UDP.Requests > 0 || t.want != 0 && begins(m)):

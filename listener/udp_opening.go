@@ -112,7 +112,7 @@ func (s *udpSession) hold(data []byte, segment int, tos uint8) {
 	u.info = sniff.Info{}
 	done, err := s.feed(d.hello, data, segment)
 	if err != nil {
-		s.end(NoRoute, err)
+		s.end(TLSFailed, err) // as a ClientHello of TCP that is malformed
 		return
 	}
 	if !done {
@@ -187,9 +187,7 @@ func (s *udpSession) forgetOpening(e End) {
 	case Overloaded, Limited:
 		why = DropLimited
 	case NoRoute:
-		if s.more.hello == nil {
-			why = DropNoRoute
-		}
+		why = DropNoRoute
 	}
 	for i := range s.more.held {
 		s.drop(why, count(s.more.held[i].data, s.more.held[i].segment))
@@ -211,7 +209,7 @@ func (s *udpSession) rejoin(data []byte) bool {
 	a, o, _ := s.p.w.dialer.Rejoin(e.group, e.server)
 	if o == upstream.Connected {
 		d := s.detail()
-		d.sni, d.alpn = e.sni, e.alpn
+		d.sni, d.alpn, d.idLen = e.sni, e.alpn, e.idLen
 		o, _ = s.join(a)
 	}
 	if o != upstream.Connected {
@@ -227,14 +225,41 @@ func (s *udpSession) learn(data []byte) {
 	if !ok {
 		return
 	}
-	d := s.detail()
-	if slices.Contains(d.ids, id) || len(d.ids) == maxQUICIDs {
+	s.detail().idLen = int(id.n)
+	s.addID(id, true)
+}
+
+// learnCurrent notes the connection id that the client uses now. Most are
+// issued in encrypted packets, and taken into use soon after the handshake; a
+// client whose address is changed by a NAT does not know and goes on with it.
+func (s *udpSession) learnCurrent(data []byte) {
+	d := s.more
+	cid, ok := quic.ShortDCID(data, d.idLen)
+	if !ok || d.current.is(cid) {
 		return
 	}
-	e := quicEntry{server: s.server, group: s.group, table: s.table, route: s.routeNo, sni: d.sni, alpn: d.alpn}
-	if s.ln.ids.add(id, &e, s.table.opts.UDP.QUICServerID, s.last) {
-		d.ids = append(d.ids, id)
+	if id, ok := newQUICID(cid, true); ok {
+		d.current = id
+		s.addID(id, false)
 	}
+}
+
+// addID has the listener find the session's server by a connection id. Of more
+// than a few the oldest is let go.
+func (s *udpSession) addID(id quicID, issued bool) {
+	d := s.more
+	if slices.Contains(d.ids, id) {
+		return
+	}
+	e := quicEntry{server: s.server, group: s.group, table: s.table, route: s.routeNo, sni: d.sni, alpn: d.alpn, idLen: d.idLen}
+	if !s.ln.ids.add(id, &e, s.table.opts.UDP.QUICServerID, issued, s.last) {
+		return
+	}
+	if len(d.ids) == maxQUICIDs {
+		s.ln.ids.leave(d.ids[:1], s.last)
+		d.ids = slices.Delete(d.ids, 0, 1)
+	}
+	d.ids = append(d.ids, id)
 }
 
 // fill adds what is known of the session to its log record.
@@ -295,7 +320,7 @@ func (s *udpSession) owner(data []byte) *udpSession {
 				continue
 			}
 			for _, id := range x.more.ids {
-				if cid, ok := quic.ShortDCID(data, int(id.n)); ok && string(cid) == string(id.b[:id.n]) {
+				if cid, ok := quic.ShortDCID(data, int(id.n)); ok && id.is(cid) {
 					return x
 				}
 			}

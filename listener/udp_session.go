@@ -56,9 +56,9 @@ type udpSession struct {
 	id      uint64 // 0: free
 	begun   int64  // loop clock, ns
 	last    int64  // … of the last datagram
-	asked   uint64 // datagrams of the client
+	asked   uint64 // datagrams of the client, and of the server: those dropped as well
 	answers uint64
-	in, out uint64 // bytes
+	in, out exchanged
 
 	head, tail int32 // items in the batch; head -1: none
 	routeNo    int32 // -1: none
@@ -70,6 +70,14 @@ type udpSession struct {
 	proven     bool // the client has sent again after an answer
 	tuned      bool
 	quic       bool
+}
+
+// exchanged is what was relayed in one direction.
+type exchanged struct{ datagrams, bytes uint64 }
+
+func (e *exchanged) add(datagrams, bytes int) {
+	e.datagrams += uint64(datagrams)
+	e.bytes += uint64(bytes)
 }
 
 // udpDetails is what few sessions have.
@@ -84,6 +92,8 @@ type udpDetails struct {
 	sni, alpn string
 	first     quicID             // the connection id that the client began with
 	ids       []quicID           // by which the listener finds the session's server
+	current   quicID             // the connection id that the client sends to
+	idLen     int                // of the connection ids of the server; 0: not known
 	kept      []byte             // unanswered datagrams, each after its length
 	moved     int64              // loop clock at the last try to find another server
 	tried     []*upstream.Server // that have refused since the client's last datagram
@@ -284,7 +294,7 @@ func (s *udpSession) leave() {
 func (s *udpSession) tune() {
 	s.tuned = true
 	udp.Tune(s.sock.FD, s.sock.V6, udp.TuneOptions{
-		GRO: !s.table.opts.UDP.NoOffload, TOS: true, Overflow: true, PMTUProbe: s.quic,
+		GRO: !s.table.opts.UDP.NoOffload, TOS: true, PMTUProbe: s.quic,
 	})
 }
 
@@ -298,6 +308,9 @@ func (s *udpSession) receive(data []byte, segment int, tos uint8) {
 	if s.phase == PhaseSniff {
 		s.hold(data, segment, tos)
 		return
+	}
+	if s.quic && s.more != nil && s.more.idLen > 0 {
+		s.learnCurrent(data)
 	}
 	if s.answers > 0 && !s.proven {
 		s.proven = true
@@ -349,7 +362,7 @@ func (s *udpSession) send() {
 		c := s.counters()
 		c.datagramsIn.Add(uint64(r.Sent))
 		c.bytes.In.Add(uint64(r.Bytes))
-		s.in += uint64(r.Bytes)
+		s.in.add(r.Sent, r.Bytes)
 		s.p.dropped(r)
 		if r.Errno == 0 {
 			return
@@ -358,6 +371,7 @@ func (s *udpSession) send() {
 			n, size := u.servers.Drop() // it is among what is kept
 			c.datagramsIn.Add(uint64(n))
 			c.bytes.In.Add(uint64(size))
+			s.in.add(n, size)
 			s.resend()
 			return
 		}
@@ -520,7 +534,7 @@ func (s *udpSession) reply(m *udp.Message) {
 	}
 	u.replier = p
 	u.finish()
-	s.out += uint64(len(m.Data))
+	s.out.add(int(n), len(m.Data))
 	u.clients.Add(&udp.Packet{Data: m.Data, Segment: m.Segment, To: &s.key.from, Local: &s.key.local, TOS: m.TOS})
 }
 
@@ -628,7 +642,7 @@ func (s *udpSession) log(log AccessLogger, e End, err error) {
 	r := &w.record
 	*r = Record{
 		Time: time.Now(), ID: s.id, Listener: s.ln.name, Network: UDP, Source: s.source(), Destination: s.local(),
-		BytesIn: s.in, BytesOut: s.out, DatagramsIn: s.asked, DatagramsOut: s.answers,
+		BytesIn: s.in.bytes, BytesOut: s.out.bytes, DatagramsIn: s.in.datagrams, DatagramsOut: s.out.datagrams,
 		Duration: time.Duration(w.loop.NowExact() - s.begun), Retries: int(s.retries),
 		End: e, Phase: s.phase, Err: err, Loop: w.loop.Index,
 	}

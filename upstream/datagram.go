@@ -107,6 +107,7 @@ func (e *endpoint) openDatagrams(o *Options, turn *uint32) (fd int, errno unix.E
 		return -1, errno, false
 	}
 	fd = int(n)
+	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RXQ_OVFL, 1)
 	// Without it the kernel keeps what routers say to itself: that there is no
 	// way to the server's host, or none any more.
 	if e.family == unix.AF_INET6 {

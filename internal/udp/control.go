@@ -30,6 +30,7 @@ type told struct {
 	tos      uint8
 	dropped  uint32
 	overflow bool // dropped was there
+	many     bool // sent to more than one host
 }
 
 // parse reads the first size bytes. They come from the kernel; a length that
@@ -53,10 +54,14 @@ func (c *receiveControl) parse(size int, t *told) {
 		case h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_TCLASS && n >= sizeofInt:
 			t.tos = uint8(*(*int32)(value))
 		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_PKTINFO && n >= unix.SizeofInet4Pktinfo:
-			t.local.setIPv4((*unix.Inet4Pktinfo)(value))
+			info := (*unix.Inet4Pktinfo)(value)
+			t.local.setIPv4(info)
+			t.many = info.Addr != info.Spec_dst
 		case h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_PKTINFO && n >= unix.SizeofInet6Pktinfo:
 			// Of IPv4 it comes before IP_PKTINFO, which knows more.
-			t.local.setIPv6((*unix.Inet6Pktinfo)(value))
+			info := (*unix.Inet6Pktinfo)(value)
+			t.local.setIPv6(info)
+			t.many = info.Addr[0] == 0xff // RFC 4291 section 2.7
 		case h.Level == unix.SOL_SOCKET && h.Type == unix.SO_RXQ_OVFL && n >= sizeofInt:
 			t.dropped, t.overflow = *(*uint32)(value), true
 		}

@@ -25,6 +25,9 @@ type Message struct {
 	From    Addr
 	Local   Local
 	TOS     uint8 // DSCP and ECN: RFC 2474, RFC 3168
+	// ToMany: it was sent to a broadcast or multicast address, as far as the
+	// socket tells; each socket of a SO_REUSEPORT group gets it.
+	ToMany bool
 	// Truncated: the kernel had to leave something out (MSG_TRUNC, MSG_CTRUNC).
 	// Data is not what was sent, or not known to be one datagram: it must not
 	// be forwarded.
@@ -175,11 +178,11 @@ func (r *Receiver) read(m *Message, h *mmsghdr, slot int, connected bool) {
 		h.Namelen = unix.SizeofSockaddrInet6
 	}
 	if h.Controllen == 0 {
-		m.Local, m.Segment, m.TOS = Local{}, 0, 0
+		m.Local, m.Segment, m.TOS, m.ToMany = Local{}, 0, 0, false
 	} else {
 		var t told
 		r.control[slot].parse(int(h.Controllen), &t)
-		m.Local, m.Segment, m.TOS = t.local, t.segment, t.tos
+		m.Local, m.Segment, m.TOS, m.ToMany = t.local, t.segment, t.tos, t.many
 		if m.Segment >= len(m.Data) {
 			m.Segment = 0
 		}
