@@ -81,6 +81,50 @@ func TestNetnsOneClientAsksSeveralAddresses(t *testing.T) {
 	}
 }
 
+// What is sent to all hosts, or to a group of them, is dropped: the kernel gives
+// it to the socket of each loop, and a service that answers it multiplies.
+func TestNetnsBroadcastAndMulticast(t *testing.T) {
+	t.Parallel()
+	h := newThreeHosts(t)
+	h.client.ip("route add 224.0.0.0/4 dev edge")
+	h.server.echo(server4+":7", "")
+	p := Start(t, udpListener(`timeouts { idle = "2s" }`, "", []string{"0.0.0.0:7", "[::]:8"}, server4+":7"), WithStart(h.edge.start))
+	c4, c6 := h.client.udp(client4), h.client.udp(client6)
+	// Package net remembers the numbers of zones, of whichever namespace.
+	zone, _, _ := strings.Cut(h.client.ip("-o link show dev edge"), ":")
+	for _, tt := range []struct {
+		c    *net.UDPConn
+		to   string
+		host string // at which edgeproxy answers
+	}{
+		{c4, "10.1.0.255:7", clientEdge4 + ":7"},
+		{c4, "255.255.255.255:7", clientEdge4 + ":7"},
+		{c4, "224.0.0.1:7", clientEdge4 + ":7"},
+		{c6, "[ff02::1%" + zone + "]:8", "[" + clientEdge6 + "]:8"},
+	} {
+		before := p.Metrics().Drops("edge")["denied"]
+		if err := h.client.do(func() error {
+			to, err := net.ResolveUDPAddr("udp", tt.to)
+			if err == nil {
+				_, err = tt.c.WriteToUDP([]byte("anyone?"), to)
+			}
+			return err
+		}); err != nil {
+			t.Fatalf("%s: %v", tt.to, err)
+		}
+		eventually(t, func() bool { return p.Metrics().Drops("edge")["denied"] > before },
+			func() string { return fmt.Sprintf("%s: dropped %v", tt.to, p.Metrics().Drops("edge")) })
+		// Had it been answered, that answer would come first.
+		to := netip.MustParseAddrPort(tt.host)
+		if answer, from, err := sendAndAwait(tt.c, to, []byte("you"), patience/3); err != nil || string(answer) != "you" || from != to {
+			t.Errorf("%s after %s: %q from %v, %v", tt.host, tt.to, answer, from, err)
+		}
+	}
+	if got := p.AccessLog(2); len(got) != 2 {
+		t.Errorf("%d sessions, want one of each client: %+v", len(got), got)
+	}
+}
+
 // Servers may have link-local addresses, too.
 func TestNetnsLinkLocalServer(t *testing.T) {
 	t.Parallel()
