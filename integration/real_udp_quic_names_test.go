@@ -8,7 +8,9 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -169,5 +171,84 @@ func TestRealQUICNamesAfterAnUnknownBeginning(t *testing.T) {
 				t.Errorf("dropped: %v", l.p.Metrics().Drops("edge"))
 			}
 		})
+	}
+}
+
+// Connections of one socket to two names are with two servers, also while both
+// are in use.
+func TestRealQUICTwoNamesOfOneSocket(t *testing.T) {
+	t.Parallel()
+	l := newNameLab(t)
+	s := newQUICSocket(t, l.ca, l.p.Addr("edge"))
+	var wg sync.WaitGroup
+	for _, want := range []string{"a", "b"} {
+		c, err := s.connect(want+".test", want+".test", patience)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const n = 16 * streamBlock // 4 MB
+		for way, transfer := range map[string]func(int64, func(int64)) error{"down": c.download, "up": c.upload} {
+			wg.Go(func() {
+				if err := transfer(n, nil); err != nil {
+					t.Errorf("%s, %s: %v", want, way, err)
+				}
+			})
+		}
+		wg.Go(func() {
+			if got, err := c.get("/name"); err != nil || got != want {
+				t.Errorf("%s.test: %q, %v", want, got, err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := l.rest.requests.Load(); n != 0 {
+		t.Errorf("%d requests at the server of the default route", n)
+	}
+	if a, b := l.a.requests.Load(), l.b.requests.Load(); a != 3 || b != 3 {
+		t.Errorf("%d and %d requests, want 3 each", a, b)
+	}
+}
+
+// Connections of one socket to one name are with one server, and so all of them
+// work.
+func TestRealQUICManyConnectionsOfOneSocket(t *testing.T) {
+	t.Parallel()
+	f := newH3Fleet(t, seenOnly)
+	s := newQUICSocket(t, f.ca, f.p.Addr("edge"))
+	var clients []*h3Client
+	for range 5 {
+		c, err := s.connect("fleet.test", "fleet.test", patience)
+		if err != nil {
+			t.Fatal(err)
+		}
+		clients = append(clients, c)
+	}
+	const n = 4 * streamBlock // 1 MB
+	names := make([]string, len(clients))
+	var wg sync.WaitGroup
+	for i, c := range clients {
+		for way, transfer := range map[string]func(int64, func(int64)) error{"down": c.download, "up": c.upload} {
+			wg.Go(func() {
+				if err := transfer(n, nil); err != nil {
+					t.Errorf("connection %d, %s: %v", i, way, err)
+				}
+			})
+		}
+		wg.Go(func() {
+			var err error
+			if names[i], err = c.get("/name"); err != nil {
+				t.Errorf("connection %d: %v", i, err)
+			}
+		})
+	}
+	wg.Wait()
+	slices.Sort(names)
+	if len(slices.Compact(names)) != 1 {
+		t.Errorf("the servers of the connections: %v", names)
+	}
+	for i, c := range clients {
+		if err := c.conn.Context().Err(); err != nil {
+			t.Errorf("connection %d: %v", i, context.Cause(c.conn.Context()))
+		}
 	}
 }
