@@ -187,7 +187,9 @@ func (m *Manager) Prepare(opts []Options, groups func(name string) *upstream.Gro
 		}
 	}
 	if len(errs) > 0 {
-		p.Discard()
+		p.closeOpened()
+		m.drain(p.revived)
+		go m.closeIdle(p.revived) // it takes the lock, too
 		return nil, errors.Join(errs...)
 	}
 	for _, us := range left {
@@ -215,14 +217,12 @@ func (m *Manager) open(a Address, t *table) ([]*socket, error) {
 // uses reports whether a socket of this process stands in the way of a: one
 // that goes when the plan is committed, as a configuration has no overlaps.
 func (m *Manager) uses(n Network, a Address) bool {
-	for _, us := range m.sockets {
-		for _, u := range us {
-			if u.socket.network != n {
-				continue
-			}
-			bound := Address{AddrPort: u.socket.local, Dual: u.socket.addr.Dual}
-			if bound.AddrPort.IsValid() && a.AddrPort.IsValid() && bound.Overlaps(a) {
-				return true
+	for _, all := range []map[string][]*use{m.sockets, m.draining} {
+		for _, us := range all {
+			for _, u := range us {
+				if u.socket.network == n && u.socket.overlaps(a) {
+					return true
+				}
 			}
 		}
 	}
@@ -234,11 +234,15 @@ func (p *Plan) keep(key string, u *use) {
 	p.sockets[key] = append(p.sockets[key], u)
 }
 
-// Discard gives up a plan that will not be committed.
-func (p *Plan) Discard() {
+func (p *Plan) closeOpened() {
 	for _, u := range p.opened {
 		u.socket.close()
 	}
+}
+
+// Discard gives up a plan that will not be committed.
+func (p *Plan) Discard() {
+	p.closeOpened()
 	if len(p.revived) == 0 {
 		return
 	}
@@ -257,8 +261,10 @@ func (p *Plan) Commit() {
 	}
 	m.listeners, m.sockets = p.listeners, p.sockets
 	m.noteOwn()
+	m.inherit()
 	m.mu.Unlock()
 	for _, u := range p.kept {
+		u.socket.draining.Store(false)
 		u.socket.retune(u.ln.table.Load())
 	}
 	m.onLoops(func(w *worker) {
@@ -293,6 +299,7 @@ func (m *Manager) close(us []*use) {
 		// that closes them.
 		m.mu.Lock()
 		m.drain(datagrams)
+		m.inherit()
 		m.mu.Unlock()
 		m.closeIdle(datagrams)
 	}

@@ -17,8 +17,12 @@ const (
 	// last session with it: as long as a silent QUIC connection may live, with
 	// the idle timeouts that servers choose (RFC 9000 section 10.1).
 	quicMemory = 5 * time.Minute
-	// quicMost bounds the connection ids of a listener.
-	quicMost = 1 << 17
+	// quicMost bounds the connection ids of a listener, quicServers the server
+	// ids: servers that put none there have random bytes instead.
+	quicMost    = 1 << 17
+	quicServers = 1 << 12
+	// quicSweep is how often at most all ids are looked at.
+	quicSweep = 10 * time.Second
 )
 
 // quicID is a connection id, or a server id out of one.
@@ -69,6 +73,8 @@ type quicIDs struct {
 	mu      sync.Mutex
 	ids     map[quicID]*quicEntry
 	sweepAt int
+	swept   int64 // loop clock
+	servers int   // server ids among ids
 }
 
 // add notes an id, and the server id in it, if there is one of so many bytes.
@@ -80,12 +86,12 @@ func (q *quicIDs) add(id quicID, e *quicEntry, serverID int, issued bool, now in
 	if q.ids == nil {
 		q.ids, q.sweepAt = map[quicID]*quicEntry{}, 1024
 	}
-	if len(q.ids) >= q.sweepAt {
+	if len(q.ids) >= q.sweepAt && (q.swept == 0 || now-q.swept > int64(quicSweep)) {
 		q.sweep(now)
 	}
 	if serverID > 0 && issued {
 		if sid, ok := quic.ServerID(id.b[:id.n], serverID); ok {
-			q.ids[newServerID(sid)] = &quicEntry{server: e.server, group: e.group, table: e.table, route: e.route, idLen: e.idLen}
+			q.addServer(newServerID(sid), &quicEntry{server: e.server, group: e.group, table: e.table, route: e.route, idLen: e.idLen})
 		}
 	}
 	old := q.ids[id]
@@ -106,6 +112,16 @@ func (q *quicIDs) add(id quicID, e *quicEntry, serverID int, issued bool, now in
 	q.lengths.Store(q.lengths.Load() | 1<<id.n)
 	q.some.Store(true)
 	return true
+}
+
+func (q *quicIDs) addServer(id quicID, e *quicEntry) {
+	if q.ids[id] == nil {
+		if q.servers >= quicServers {
+			return
+		}
+		q.servers++
+	}
+	q.ids[id] = e
 }
 
 // leave says that a session with these ids has ended.
@@ -131,6 +147,7 @@ func (q *quicIDs) sweep(now int64) {
 			delete(q.ids, id)
 		}
 	}
+	q.swept = now
 	q.sweepAt = min(max(1024, 2*len(q.ids)), quicMost)
 }
 

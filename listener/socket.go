@@ -28,7 +28,8 @@ type socket struct {
 	steered bool   // the program of [Steering] chooses the loop
 	file    string // unix socket file to be removed
 
-	live atomic.Int64 // of UDP: sessions of all loops
+	live     atomic.Int64 // of UDP: sessions of all loops
+	draining atomic.Bool  // … and it is to be closed after the last one
 }
 
 // open listens on one address, for n loops.

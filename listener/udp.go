@@ -380,8 +380,27 @@ func (p *udpPort) take(m *udp.Message, h *proxyproto.Header, data []byte, segmen
 		s = p.proxied[proxiedKey{key, h.Source, h.Destination}]
 	}
 	if s != nil && s.table.want != 0 {
-		if s, older = s.owner(data), s; s != nil {
-			older = nil
+		if segment > 0 && s.sibling != nil {
+			for d := range chunks(data, segment) {
+				p.take(m, h, d, 0)
+			}
+			return
+		}
+		owner, ambiguous := s.owner(data)
+		if ambiguous {
+			s.receiveCopies(data, m.TOS)
+			return
+		}
+		older = s
+		if s = owner; s != nil {
+			ok, anew := s.admits(data)
+			switch {
+			case anew:
+				s = nil
+			case !ok:
+				p.drop(DropMalformed, 1)
+				return
+			}
 		}
 	}
 	if s != nil && s.spent() {
@@ -414,55 +433,6 @@ func (p *udpPort) takeProxied(t *table, m *udp.Message) {
 		}
 	}
 }
-
-// bind has the port find a session by its addresses, before older ones of the
-// same: those are found by their QUIC connection ids.
-func (p *udpPort) bind(s, older *udpSession) {
-	s.bound, s.sibling = true, older
-	if s.more != nil && s.more.proxied {
-		if p.proxied == nil {
-			p.proxied = map[proxiedKey]*udpSession{}
-		}
-		p.proxied[s.proxiedKey()] = s
-		return
-	}
-	p.sessions[s.key] = s
-}
-
-// unbind has the port forget the session: its client's next datagram begins
-// another one.
-func (s *udpSession) unbind() {
-	if !s.bound {
-		return
-	}
-	s.bound = false
-	p := s.p
-	proxied := s.more != nil && s.more.proxied
-	var first *udpSession
-	if proxied {
-		first = p.proxied[s.proxiedKey()]
-	} else {
-		first = p.sessions[s.key]
-	}
-	switch {
-	case first != s:
-		for first.sibling != s {
-			first = first.sibling
-		}
-		first.sibling = s.sibling
-	case s.sibling != nil && proxied:
-		p.proxied[s.proxiedKey()] = s.sibling
-	case s.sibling != nil:
-		p.sessions[s.key] = s.sibling
-	case proxied:
-		delete(p.proxied, s.proxiedKey())
-	default:
-		delete(p.sessions, s.key)
-	}
-	s.sibling = nil
-}
-
-func (s *udpSession) proxiedKey() proxiedKey { return proxiedKey{s.key, s.more.source, s.more.local} }
 
 // udpList is a list of sessions in the order they began.
 type udpList struct{ head, tail *udpSession }

@@ -142,7 +142,7 @@ func (s *udpSession) choose(f *facts, older *udpSession) (why Drop, refused bool
 		return DropDenied, true
 	}
 	s.routeNo = int32(n)
-	if older != nil && older.server != nil && older.table == s.table && older.routeNo == s.routeNo && older.server.Up() {
+	if older != nil && older.id != 0 && older.server != nil && older.table == s.table && older.routeNo == s.routeNo && older.server.Up() {
 		s.group = older.group
 		if a, o, _ := s.p.w.dialer.Rejoin(s.group, older.server); o == upstream.Connected {
 			if o, _ = s.join(a); o == upstream.Connected {
@@ -205,6 +205,13 @@ func (s *udpSession) rejoin(data []byte) bool {
 	if !ok || !e.server.Up() && e.server.OnDown() != upstream.KeepSessions {
 		return false
 	}
+	if s.table.want != 0 && data[0]&0x80 != 0 {
+		var h quic.Hello
+		if opened, _, err := h.Again(data, &s.p.w.udp.info); opened || err != nil {
+			return false // its name decides
+		}
+	}
+	t := s.table
 	s.quic, s.table, s.routeNo, s.group = true, e.table, e.route, e.group
 	a, o, _ := s.p.w.dialer.Rejoin(e.group, e.server)
 	if o == upstream.Connected {
@@ -213,7 +220,7 @@ func (s *udpSession) rejoin(data []byte) bool {
 		o, _ = s.join(a)
 	}
 	if o != upstream.Connected {
-		s.quic, s.table, s.routeNo, s.group = false, ln.table.Load(), -1, nil
+		s.quic, s.table, s.routeNo, s.group = false, t, -1, nil
 		return false
 	}
 	return true
@@ -240,6 +247,7 @@ func (s *udpSession) learnCurrent(data []byte) {
 	}
 	if id, ok := newQUICID(cid, true); ok {
 		d.current = id
+		d.settled = d.settled || !slices.Contains(d.ids, id)
 		s.addID(id, false)
 	}
 }
@@ -302,43 +310,4 @@ func firstID(data []byte) quicID {
 	h, _, _ := quic.ParseLong(data)
 	id, _ := newQUICID(h.DCID, true)
 	return id
-}
-
-// owner finds, among the sessions of the same addresses, the one of the QUIC
-// connection that a datagram belongs to. Nil: it begins another connection,
-// which may ask for another name.
-func (s *udpSession) owner(data []byte) *udpSession {
-	if len(data) == 0 {
-		return s
-	}
-	if data[0]&0x80 == 0 {
-		if s.sibling == nil {
-			return s
-		}
-		for x := s; x != nil; x = x.sibling {
-			if x.more == nil {
-				continue
-			}
-			for _, id := range x.more.ids {
-				if cid, ok := quic.ShortDCID(data, int(id.n)); ok && id.is(cid) {
-					return x
-				}
-			}
-		}
-		return s
-	}
-	h, _, ok := quic.ParseLong(data)
-	if !ok {
-		return s
-	}
-	id, ok := newQUICID(h.DCID, true)
-	for x := s; x != nil && ok; x = x.sibling {
-		if x.more != nil && (x.more.first == id || slices.Contains(x.more.ids, id)) {
-			return x
-		}
-	}
-	if ok && (h.Type == quic.Initial || h.Type == quic.ZeroRTT) {
-		return nil
-	}
-	return s
 }

@@ -3,13 +3,13 @@ package listener
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"net/netip"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"edgeproxy/internal/proxyproto"
+	"edgeproxy/internal/quic"
 	"edgeproxy/internal/reactor"
 	"edgeproxy/internal/udp"
 	"edgeproxy/upstream"
@@ -42,6 +42,7 @@ type udpSession struct {
 	p       *udpPort
 	ln      *Listener // where it counts
 	table   *table    // in force when it began
+	limits  *limiter  // that has counted it; nil: none has
 	server  *upstream.Server
 	group   *upstream.Group
 	more    *udpDetails // nil: none
@@ -65,7 +66,6 @@ type udpSession struct {
 	overflow   uint32
 	phase      Phase
 	retries    uint8
-	limited    bool // the limiter has counted it
 	bound      bool // the port finds it
 	proven     bool // the client has sent again after an answer
 	tuned      bool
@@ -92,8 +92,10 @@ type udpDetails struct {
 	sni, alpn string
 	first     quicID             // the connection id that the client began with
 	ids       []quicID           // by which the listener finds the session's server
+	again     *quic.Hello        // of a connection that begins within the session; nil: none is under way
 	current   quicID             // the connection id that the client sends to
 	idLen     int                // of the connection ids of the server; 0: not known
+	settled   bool               // current is none that the server has issued in the clear
 	kept      []byte             // unanswered datagrams, each after its length
 	moved     int64              // loop clock at the last try to find another server
 	tried     []*upstream.Server // that have refused since the client's last datagram
@@ -159,7 +161,7 @@ func (p *udpPort) begin(key *udpKey, h *proxyproto.Header, older *udpSession, da
 	}
 	s := u.newSession()
 	s.p, s.ln, s.table, s.key, s.begun, s.last = p, p.ln, t, *key, w.loop.Now(), w.loop.Now()
-	s.head, s.routeNo, s.phase, s.limited = -1, -1, PhaseAccept, t.limits != nil
+	s.head, s.routeNo, s.phase, s.limits = -1, -1, PhaseAccept, t.limits
 	if h != nil {
 		d := s.detail()
 		d.proxied, d.source, d.local, d.tlvs, d.crc = true, h.Source, h.Destination, bytes.Clone(h.TLVs), h.CRC
@@ -171,7 +173,7 @@ func (p *udpPort) begin(key *udpKey, h *proxyproto.Header, older *udpSession, da
 	}
 	w.ids++
 	s.id = w.ids
-	p.bind(s, older)
+	p.bind(s)
 	c := p.counters()
 	c.sessions.Add(1)
 	p.ln.active.Add(1)
@@ -233,8 +235,8 @@ var errEvicted = errors.New("made room for another session: its client had sent 
 func (s *udpSession) discard() {
 	w := s.p.w
 	w.m.unreserve()
-	if s.limited {
-		s.table.limits.leave(s.source().Addr(), w.loop.Now())
+	if s.limits != nil {
+		s.limits.leave(s.source().Addr(), w.loop.Now())
 	}
 	w.udp.recycle(s)
 }
@@ -300,17 +302,24 @@ func (s *udpSession) tune() {
 
 // receive takes a datagram of the client, or a train.
 func (s *udpSession) receive(data []byte, segment int, tos uint8) {
-	s.asked += count(data, segment)
-	if s.more != nil {
-		s.more.tried = s.more.tried[:0]
-	}
-	s.last = s.p.w.loop.Now()
 	if s.phase == PhaseSniff {
+		s.asked += count(data, segment)
+		s.last = s.p.w.loop.Now()
 		s.hold(data, segment, tos)
 		return
 	}
 	if s.quic && s.more != nil && s.more.idLen > 0 {
 		s.learnCurrent(data)
+	}
+	s.pass(data, segment, tos)
+}
+
+// pass has a datagram, or a train, forwarded at the end of the batch.
+func (s *udpSession) pass(data []byte, segment int, tos uint8) {
+	s.asked += count(data, segment)
+	s.last = s.p.w.loop.Now()
+	if s.more != nil {
+		s.more.tried = s.more.tried[:0]
 	}
 	if s.answers > 0 && !s.proven {
 		s.proven = true
@@ -536,125 +545,4 @@ func (s *udpSession) reply(m *udp.Message) {
 	u.finish()
 	s.out.add(int(n), len(m.Data))
 	u.clients.Add(&udp.Packet{Data: m.Data, Segment: m.Segment, To: &s.key.from, Local: &s.key.local, TOS: m.TOS})
-}
-
-// watch starts the timer for whatever is due first.
-func (s *udpSession) watch() {
-	t, loop := s.table, s.p.w.loop
-	due := time.Duration(-1)
-	sooner := func(d time.Duration) {
-		if due < 0 || d < due {
-			due = max(d, 0)
-		}
-	}
-	age := time.Duration(loop.Now() - s.begun)
-	if s.phase == PhaseSniff {
-		if t.handshake > 0 {
-			sooner(t.handshake - age)
-		}
-	} else if idle := s.idleLimit(); idle > 0 {
-		sooner(idle - time.Duration(loop.Now()-s.last))
-	}
-	if t.lifetime > 0 {
-		sooner(t.lifetime - age)
-	}
-	if due < 0 {
-		loop.StopTimer(&s.timer)
-		return
-	}
-	loop.StartTimer(&s.timer, due)
-}
-
-// idleLimit is how long no datagram may move; 0: for ever.
-func (s *udpSession) idleLimit() time.Duration {
-	idle := s.table.idle
-	if s.p.w.m.stopping.Load() && (idle == 0 || idle > drainIdle) {
-		return drainIdle
-	}
-	return idle
-}
-
-// Expired implements [reactor.Expirer].
-func (s *udpSession) Expired(*reactor.Timer) {
-	t, now := s.table, s.p.w.loop.Now()
-	age := time.Duration(now - s.begun)
-	switch idle := s.idleLimit(); {
-	case t.lifetime > 0 && age >= t.lifetime:
-		s.end(Lifetime, nil)
-	case s.phase == PhaseSniff:
-		if t.handshake > 0 && age >= t.handshake {
-			s.end(HandshakeTimeout, fmt.Errorf("the client's QUIC hello did not come whole within timeouts.handshake (%v)", t.handshake))
-			return
-		}
-		s.watch()
-	case idle > 0 && time.Duration(now-s.last) >= idle:
-		if s.p.w.m.stopping.Load() {
-			s.end(Drained, nil)
-			return
-		}
-		s.end(IdleTimeout, nil)
-	default:
-		s.watch()
-	}
-}
-
-func (s *udpSession) end(e End, err error) {
-	w, ln := s.p.w, s.ln
-	u := w.udp
-	w.loop.StopTimer(&s.timer)
-	if log := w.m.accessLog(); log != nil {
-		s.log(log, e, err)
-	}
-	s.unbind()
-	if !s.proven {
-		u.unproven.remove(s)
-	}
-	if s.more != nil {
-		s.forgetOpening(e)
-		ln.ids.leave(s.more.ids, w.loop.Now())
-	}
-	if s.server != nil {
-		s.leave()
-	}
-	if s.limited {
-		s.table.limits.leave(s.source().Addr(), w.loop.Now())
-	}
-	c := s.counters()
-	c.ends[e].Add(1)
-	c.seconds.Observe(time.Duration(w.loop.Now() - s.begun))
-	c.ended.Add(1)
-	ln.active.Add(-1)
-	w.loop.AddSession(-1)
-	w.tally.end()
-	w.m.unreserve()
-	if s.p.socket.live.Add(-1) == 0 && s.p.closed {
-		go w.m.closeDrained(s.p.socket)
-	}
-	s.id = 0
-	// Not to be used again in this turn: its address may be among what is to be sent.
-	s.next = u.ended
-	u.ended = s
-	u.finish()
-}
-
-func (s *udpSession) log(log AccessLogger, e End, err error) {
-	w := s.p.w
-	r := &w.record
-	*r = Record{
-		Time: time.Now(), ID: s.id, Listener: s.ln.name, Network: UDP, Source: s.source(), Destination: s.local(),
-		BytesIn: s.in.bytes, BytesOut: s.out.bytes, DatagramsIn: s.in.datagrams, DatagramsOut: s.out.datagrams,
-		Duration: time.Duration(w.loop.NowExact() - s.begun), Retries: int(s.retries),
-		End: e, Phase: s.phase, Err: err, Loop: w.loop.Index,
-	}
-	if s.routeNo >= 0 {
-		r.Route = s.table.routes[s.routeNo].opts.Name
-	}
-	if s.group != nil {
-		r.Upstream = s.group.Options().Name
-	}
-	if s.server != nil {
-		r.Server, r.ServerAddress = s.server.Name, s.server.AddressText()
-	}
-	s.fill(r)
-	log.Log(r)
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -169,8 +170,46 @@ func (m *Manager) noteOwn() {
 func (m *Manager) drain(us []*use) {
 	for _, u := range us {
 		key := socketKey(UDP, u.socket.addr)
-		m.draining[key] = append(m.draining[key], u)
+		m.draining[key] = append(m.draining[key], &use{u.socket, nil})
+		u.socket.draining.Store(true)
 	}
+}
+
+// overlaps reports whether the socket's address and a would be in each other's way.
+func (s *socket) overlaps(a Address) bool {
+	bound := Address{AddrPort: s.local, Dual: s.addr.Dual}
+	return bound.AddrPort.IsValid() && a.AddrPort.IsValid() && bound.Overlaps(a)
+}
+
+// inherit has sockets that are draining take sessions for whoever listens on
+// their address by now, such as for a wildcard: the kernel gives datagrams to
+// the socket whose address fits best. With m.mu held.
+func (m *Manager) inherit() {
+	for _, us := range m.draining {
+		for _, u := range us {
+			heir := m.heir(u.socket)
+			if heir == u.ln {
+				continue
+			}
+			u.ln = heir
+			m.onLoops(func(w *worker) {
+				if heir == nil {
+					w.refuseDatagrams(u.socket)
+				} else {
+					w.moveDatagrams(u.socket, heir)
+				}
+			})
+		}
+	}
+}
+
+func (m *Manager) heir(s *socket) *Listener {
+	for _, ln := range m.listeners {
+		if o := ln.table.Load().opts; o.Network == UDP && slices.ContainsFunc(o.Addresses, s.overlaps) {
+			return ln
+		}
+	}
+	return nil
 }
 
 // closeDrained closes a socket on all loops at once, as the kernel would
@@ -179,19 +218,24 @@ func (m *Manager) drain(us []*use) {
 func (m *Manager) closeDrained(s *socket) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if s.live.Load() > 0 {
+	key := socketKey(UDP, s.addr)
+	us := m.draining[key]
+	i := slices.IndexFunc(us, func(u *use) bool { return u.socket == s })
+	if i < 0 || s.live.Load() > 0 {
 		return
 	}
-	key := socketKey(UDP, s.addr)
-	for i, u := range m.draining[key] {
-		if u.socket == s {
-			m.draining[key] = append(m.draining[key][:i:i], m.draining[key][i+1:]...)
-			if len(m.draining[key]) == 0 {
-				delete(m.draining, key)
-			}
-			m.onLoops(func(w *worker) { w.detachDatagrams(s) })
-			m.noteOwn()
-			return
+	m.onLoops(func(w *worker) { w.refuseDatagrams(s) }) // so that no session begins from here on
+	if heir := us[i].ln; s.live.Load() > 0 {
+		if heir != nil {
+			m.onLoops(func(w *worker) { w.moveDatagrams(s, heir) })
 		}
+		return
 	}
+	if us = slices.Delete(slices.Clone(us), i, i+1); len(us) > 0 {
+		m.draining[key] = us
+	} else {
+		delete(m.draining, key)
+	}
+	m.onLoops(func(w *worker) { w.detachDatagrams(s) })
+	m.noteOwn()
 }

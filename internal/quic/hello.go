@@ -75,6 +75,51 @@ func (h *Hello) Datagram(b []byte, info *sniff.Info) (done bool, err error) {
 	return h.stream.hello(info)
 }
 
+// Again looks at a datagram of a client that is routed already, or that sends
+// to a connection id that some server has issued. The Initial packets of a
+// connection are sealed with keys of the id that the client began it with;
+// those that open with keys of the id they are sent to begin one: the same, if
+// they are sent again or answer a Retry, or another one, which may ask for
+// another name. What does not open begins nothing at a server, and is ignored.
+//
+// Opened says that something did. Done and info are those of Datagram. Of an h
+// that has opened something, nothing opens for another connection id: that is
+// an error.
+func (h *Hello) Again(b []byte, info *sniff.Info) (opened, done bool, err error) {
+	*info = sniff.Info{}
+	h.begun = true
+	for rest := b; len(rest) > 0; {
+		p, next, ok := ParseLong(rest)
+		if !ok {
+			break
+		}
+		rest = next
+		if p.Type != Initial {
+			continue
+		}
+		one := Hello{}
+		if !h.keyed || h.owns(&p) {
+			one = *h
+		}
+		switch err := one.initial(&p, max(len(b), MinDatagram)); {
+		case err == errOpen || err == errPacket:
+			continue
+		case err != nil:
+			return true, false, err
+		case h.keyed && !h.owns(&p):
+			return true, false, errCoalesced
+		}
+		*h = one
+		opened = true
+	}
+	if !opened {
+		return false, false, nil
+	}
+	info.Protocol = sniff.QUIC
+	done, err = h.stream.hello(info)
+	return true, done, err
+}
+
 // packets walks through what is coalesced in a datagram.
 func (h *Hello) packets(b []byte) error {
 	early := h.begun
