@@ -38,8 +38,6 @@ func newQUICSocket(t testing.TB, ca *testcert.CA, addr string) *quicSocket {
 	return s
 }
 
-func (s *quicSocket) addr() string { return s.Conn.LocalAddr().String() }
-
 // send sends a datagram that is not quic-go's.
 func (s *quicSocket) send(b []byte) {
 	s.t.Helper()
@@ -85,7 +83,6 @@ type nameLab struct {
 	ca         *testcert.CA
 	p          *Proxy
 	a, b, rest *h3Server // rest is that of the default route, and would serve any name
-	plain      *UDPServer
 }
 
 func newNameLab(t *testing.T) *nameLab {
