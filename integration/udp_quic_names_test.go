@@ -179,3 +179,21 @@ func TestQUICNamesAreSpeltAsOnTCP(t *testing.T) {
 		c.ExpectNothing()
 	}
 }
+
+// An id that a server has issued leads to that server, but a new connection
+// that begins with it does not thereby get past the routes by name: neither from
+// the address that was given the id, nor from another one.
+func TestQUICNamesOfConnectionsThatBeginWithAnIssuedID(t *testing.T) {
+	t.Parallel()
+	p := rawNames(t)
+	c := DialUDP(t, p.Addr("edge-udp"))
+	c.Send(rawInitial(t, "of-mine!", "a.test"))
+	c.Expect(rawReply("a"))
+	for name, again := range map[string]*UDPClient{"the same address": c, "another address": DialUDP(t, p.Addr("edge-udp"))} {
+		denied := p.Metrics().Drops("edge-udp")["denied"]
+		again.Send(rawInitial(t, issued("a"), "closed.test"))
+		eventually(t, func() bool { return p.Metrics().Drops("edge-udp")["denied"] == denied+1 },
+			func() string { return fmt.Sprintf("%s: dropped %v", name, p.Metrics().Drops("edge-udp")) })
+		again.ExpectNothing()
+	}
+}

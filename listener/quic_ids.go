@@ -56,7 +56,8 @@ type quicEntry struct {
 	table     *table
 	route     int32
 	sni, alpn string
-	idLen     int // of the server's connection ids
+	idLen     int  // of the server's connection ids
+	issued    bool // the server has been seen to issue the id
 
 	sessions int
 	gone     int64 // loop clock when the last session ended; 0: there are some
@@ -95,6 +96,7 @@ func (q *quicIDs) add(id quicID, e *quicEntry, serverID int, issued bool, now in
 		}
 	}
 	old := q.ids[id]
+	e.issued = issued || old != nil && old.issued
 	switch {
 	case old == nil && len(q.ids) >= quicMost:
 		return false
@@ -112,6 +114,32 @@ func (q *quicIDs) add(id quicID, e *quicEntry, serverID int, issued bool, now in
 	q.lengths.Store(q.lengths.Load() | 1<<id.n)
 	q.some.Store(true)
 	return true
+}
+
+// letGo says that a session has changed to other ids. One that only its client
+// has named is not remembered: there might be any number of them.
+func (q *quicIDs) letGo(id quicID, now int64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	e := q.ids[id]
+	if e == nil {
+		return
+	}
+	if e.sessions--; e.sessions > 0 {
+		return
+	}
+	e.gone = now
+	if !e.issued {
+		delete(q.ids, id)
+	}
+}
+
+// serverOf finds the server by the server id in a connection id; nil: there is none.
+func (t *table) serverOf(q *quicIDs, data []byte) *upstream.Server {
+	if e, ok := t.quicServer(q, data); ok {
+		return e.server
+	}
+	return nil
 }
 
 func (q *quicIDs) addServer(id quicID, e *quicEntry) {

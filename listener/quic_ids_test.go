@@ -324,3 +324,20 @@ func TestQUICIDsSweptSeldom(t *testing.T) {
 		t.Errorf("%d sweeps in 50 s, want %d at most", sweeps, most)
 	}
 }
+
+// A session has but a few ids at any time: its client may name one after the
+// other, and those that no server has issued are not remembered.
+func TestIDsThatAreLetGo(t *testing.T) {
+	t.Parallel()
+	q, sv := &quicIDs{}, &upstream.Server{}
+	issued, named := quicIDOf(1, 8), quicIDOf(2, 8)
+	q.add(issued, &quicEntry{server: sv}, 0, true, 1)
+	q.add(named, &quicEntry{server: sv}, 0, false, 1)
+	for _, id := range []quicID{issued, named} {
+		q.letGo(id, 2)
+	}
+	q.letGo(quicIDOf(3, 8), 2) // unknown
+	if q.ids[issued] == nil || q.ids[issued].gone != 2 || q.ids[named] != nil {
+		t.Errorf("%+v", q.ids)
+	}
+}

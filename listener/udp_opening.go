@@ -264,7 +264,7 @@ func (s *udpSession) addID(id quicID, issued bool) {
 		return
 	}
 	if len(d.ids) == maxQUICIDs {
-		s.ln.ids.leave(d.ids[:1], s.last)
+		s.ln.ids.letGo(d.ids[0], s.last)
 		d.ids = slices.Delete(d.ids, 0, 1)
 	}
 	d.ids = append(d.ids, id)

@@ -308,7 +308,7 @@ func (s *udpSession) receive(data []byte, segment int, tos uint8) {
 		s.hold(data, segment, tos)
 		return
 	}
-	if s.quic && s.more != nil && s.more.idLen > 0 {
+	if s.quic && s.answers > 0 && s.more != nil && s.more.idLen > 0 {
 		s.learnCurrent(data)
 	}
 	s.pass(data, segment, tos)

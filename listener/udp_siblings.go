@@ -98,7 +98,8 @@ func (s *udpSession) owner(data []byte) (owner *udpSession, ambiguous bool) {
 
 // ownerOfShort: a short header says nothing but the connection id.
 func (s *udpSession) ownerOfShort(data []byte) (owner *udpSession, ambiguous bool) {
-	var only *udpSession // that has not changed its connection id since the handshake
+	byID := s.table.serverOf(&s.ln.ids, data)
+	var only, known *udpSession // only: that has not changed its connection id since the handshake
 	waiting, servers := 0, 0
 	for x := s; x != nil; x = x.sibling {
 		if x.server != s.server {
@@ -113,12 +114,17 @@ func (s *udpSession) ownerOfShort(data []byte) (owner *udpSession, ambiguous boo
 				return x, false
 			}
 		}
+		if byID != nil && x.server == byID {
+			known = x
+		}
 		if !x.more.settled {
 			only = x
 			waiting++
 		}
 	}
 	switch {
+	case known != nil:
+		return known, false
 	case servers == 0:
 		return s, false
 	case waiting == 1:

@@ -74,8 +74,14 @@ func TestSiblings(t *testing.T) {
 func TestOwner(t *testing.T) {
 	t.Parallel()
 	one, two := &upstream.Server{}, &upstream.Server{}
-	older := &udpSession{server: one, quic: true, more: &udpDetails{first: quicIDOf(1, 8), ids: []quicID{quicIDOf(11, 8)}, settled: true}}
-	newer := &udpSession{server: two, quic: true, sibling: older, more: &udpDetails{first: quicIDOf(2, 8), ids: []quicID{quicIDOf(22, 12), quicIDOf(23, 12)}, settled: true}}
+	ln, table := &Listener{}, &table{opts: &Options{Network: UDP, UDP: UDPOptions{QUICServerID: 2}}}
+	for id, sv := range map[string]*upstream.Server{"a1": one, "b2": two} {
+		cid := quicIDOf(0, 8)
+		copy(cid.b[1:], id)
+		ln.ids.add(cid, &quicEntry{server: sv}, 2, true, 1)
+	}
+	older := &udpSession{ln: ln, table: table, server: one, quic: true, more: &udpDetails{first: quicIDOf(1, 8), ids: []quicID{quicIDOf(11, 8)}, settled: true}}
+	newer := &udpSession{ln: ln, table: table, server: two, quic: true, sibling: older, more: &udpDetails{first: quicIDOf(2, 8), ids: []quicID{quicIDOf(22, 12), quicIDOf(23, 12)}, settled: true}}
 	for _, tt := range []struct {
 		name      string
 		data      []byte
@@ -92,6 +98,9 @@ func TestOwner(t *testing.T) {
 		{"short", short(quicIDOf(11, 8).bytes()), older, false},
 		{"short, longer id", short(quicIDOf(23, 12).bytes()), newer, false},
 		{"short, an id that nobody has seen", short(quicIDOf(99, 12).bytes()), newer, true},
+		{"short, a server id of the older one's server", short([]byte("\x01a1random")), older, false},
+		{"short, … of the newer one's", short([]byte("\x01b2random")), newer, false},
+		{"short, one that says that it has no server id", short([]byte("\xe1a1random")), newer, true},
 		{"nothing", nil, newer, false},
 		{"a long header cut", []byte{0xc0, 0, 0}, newer, false},
 	} {
