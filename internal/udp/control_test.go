@@ -54,6 +54,38 @@ func TestControlBuild(t *testing.T) {
 	}
 }
 
+// A Local that was received is one that can be sent, and comes back as it is.
+func TestControlParse(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		ip   string
+		want told
+	}{
+		{"192.0.2.1", told{tos: 0xb9, many: true}}, // of in_pktinfo, a sender fills in the source alone
+		{"2001:db8::1", told{tos: 0xb9}},
+		{"fe80::1", told{tos: 0xb9}},
+		{"ff02::1", told{tos: 0xb9, many: true}}, // RFC 4291 section 2.7
+		{"::ffff:192.0.2.1", told{tos: 0xb9, many: true}},
+	} {
+		ip := netip.MustParseAddr(test.ip)
+		local := Local{IP: ip.As16()}
+		if ip.IsLinkLocalUnicast() {
+			local.Interface = 3
+		}
+		if !ip.IsMulticast() {
+			test.want.local = local
+		}
+		var sent sendControl
+		var received receiveControl
+		n := sent.build(local.isIPv4(), &local, 0xb9, 0)
+		copy(received[:], sent[:])
+		var got told
+		if received.parse(n, &got); got != test.want {
+			t.Errorf("%s: %+v; want %+v", test.ip, got, test.want)
+		}
+	}
+}
+
 // Whatever the bytes, parse ends, and does not read behind them.
 func FuzzControlParse(f *testing.F) {
 	var c sendControl

@@ -19,6 +19,9 @@ type Result struct {
 	FailedErrno unix.Errno
 	// Errno is an ICMP error that had come for a connected socket, or the lack
 	// of a route for it: ECONNREFUSED, EHOSTUNREACH, ENETUNREACH, EHOSTDOWN, ….
+	// Those that may pass (host or network unreachable, RFC 1122 section
+	// 4.2.3.9) come only to a socket with IP_RECVERR or IPV6_RECVERR.
+	//
 	// Nothing from there on was sent. Those packets stay in the Sender, to be
 	// flushed through another socket, or dropped. The kernel tells such an
 	// error once: the same socket may be tried again, too.
@@ -91,7 +94,7 @@ func (s *Sender) flush(sock *Socket, next int, errno unix.Errno, res *Result) in
 		case met == unix.ENOBUFS || met == unix.ENOMEM:
 			res.Full += p.count
 			k++
-		case connected && again != k && ambiguous(met):
+		case connected && again != k && ambiguous(met, p.count > 1):
 			again = k
 		case p.count > 1 && refusal(met):
 			r.split, r.refused = true, met
@@ -129,8 +132,8 @@ func (s *Sender) sent(sock *Socket, parts []part, res *Result) {
 
 // ambiguous: an error of this send, or an ICMP error that came for an earlier
 // one and is thereby told. A second try knows.
-func ambiguous(errno unix.Errno) bool {
-	return errno == unix.EMSGSIZE || errno == unix.EOPNOTSUPP || errno == unix.ENOPROTOOPT
+func ambiguous(errno unix.Errno, train bool) bool {
+	return errno == unix.EMSGSIZE || train && (errno == unix.EOPNOTSUPP || errno == unix.ENOPROTOOPT)
 }
 
 // refusal of UDP_SEGMENT, not of the datagrams: larger than the MTU (EMSGSIZE,

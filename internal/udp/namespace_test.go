@@ -169,6 +169,7 @@ func TestSegmentsLargerThanTheMTU(t *testing.T) {
 
 // ICMP errors that look like a refusal of what is being sent (fragmentation
 // needed, RFC 1191; protocol unreachable, RFC 792) are of an earlier datagram.
+// Others are the server's, keep the packets, and are told once.
 func TestErrorsOfEarlierDatagrams(t *testing.T) {
 	t.Parallel()
 	namespace(t)
@@ -179,6 +180,7 @@ func TestErrorsOfEarlierDatagrams(t *testing.T) {
 	defer unix.Close(raw)
 	in, bound := listen(t, "127.0.0.1:0", ListenOptions{GRO: true})
 	client := dial(t, bound)
+	set(t, client.FD, unix.IPPROTO_IP, unix.IP_RECVERR, 1) // for those that may pass
 	r := receiver(t, 1)
 	for _, test := range []struct {
 		name    string
@@ -186,11 +188,17 @@ func TestErrorsOfEarlierDatagrams(t *testing.T) {
 		mtu     uint16
 		packets []Packet
 		want    string
+		errno   unix.Errno
 	}{
-		{"fragmentation needed", 4, 1400, []Packet{{Data: pattern(100)}}, "1×100"},
-		{"fragmentation needed, several", 4, 1400, []Packet{{Data: pattern(100)}, {Data: pattern(101)}}, "1×100 1×101"},
-		{"fragmentation needed, a train", 4, 1400, []Packet{{Data: pattern(300), Segment: 100}}, "3×100"},
-		{"protocol unreachable, a train", 2, 0, []Packet{{Data: pattern(300), Segment: 100}}, "3×100"},
+		{"host unreachable", 1, 0, []Packet{{Data: pattern(100)}}, "1×100", unix.EHOSTUNREACH},
+		{"host unreachable, several", 1, 0, []Packet{{Data: pattern(100)}, {Data: pattern(300), Segment: 150}}, "1×100 2×150", unix.EHOSTUNREACH},
+		{"administratively prohibited, RFC 1812 section 5.2.7.1", 13, 0, []Packet{{Data: pattern(7), Segment: 5}}, "2×5", unix.EHOSTUNREACH},
+		{"fragmentation needed", 4, 1400, []Packet{{Data: pattern(100)}}, "1×100", 0},
+		{"fragmentation needed, several", 4, 1400, []Packet{{Data: pattern(100)}, {Data: pattern(101)}}, "1×100 1×101", 0},
+		{"fragmentation needed, a train", 4, 1400, []Packet{{Data: pattern(300), Segment: 100}}, "3×100", 0},
+		{"protocol unreachable", 2, 0, []Packet{{Data: pattern(100)}}, "1×100", unix.ENOPROTOOPT},
+		{"protocol unreachable, a train", 2, 0, []Packet{{Data: pattern(300), Segment: 100}}, "3×100", 0},
+		{"source route failed, a train", 5, 0, []Packet{{Data: pattern(300), Segment: 100}}, "3×100", 0},
 	} {
 		icmp := make([]byte, 8+20+8) // RFC 792: header, and what it is about
 		icmp[0], icmp[1] = 3, test.code
@@ -210,6 +218,18 @@ func TestErrorsOfEarlierDatagrams(t *testing.T) {
 		}
 		await(t, client.FD)
 
+		if test.errno != 0 {
+			s := NewSender(4)
+			for i := range test.packets {
+				s.Add(&test.packets[i])
+			}
+			if got := s.Flush(client); got != (Result{Errno: test.errno}) {
+				t.Errorf("%s: %+v; want %v alone", test.name, got, test.errno)
+			}
+			if n, _ := s.Drop(); n != len(datagrams(test.packets)) {
+				t.Errorf("%s: %d datagrams were kept", test.name, n)
+			}
+		}
 		sendAll(t, client, test.packets...)
 		if got := trains(t, r, in, len(datagrams(test.packets))); got != test.want {
 			t.Errorf("%s: arrived %s; want %s", test.name, got, test.want)
@@ -217,6 +237,9 @@ func TestErrorsOfEarlierDatagrams(t *testing.T) {
 		if client.NoSegments || client.SegmentMax != 0 {
 			t.Errorf("%s: learned %+v", test.name, client)
 			client.NoSegments, client.SegmentMax = false, 0
+		}
+		if _, _, _, _, err := unix.Recvmsg(client.FD, nil, nil, unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT); err != nil {
+			t.Errorf("%s: the queue of errors: %v", test.name, err)
 		}
 	}
 }

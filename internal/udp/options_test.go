@@ -114,6 +114,43 @@ func TestListen(t *testing.T) {
 	}
 }
 
+// What a reload changes, both ways.
+func TestRetune(t *testing.T) {
+	t.Parallel()
+	for _, address := range []string{"0.0.0.0:0", "[::]:0"} {
+		fd, bound := listen(t, address, ListenOptions{})
+		client := AddrFrom(netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), bound.Port()))
+		if bound.Addr().Is6() {
+			client = AddrFrom(netip.AddrPortFrom(netip.IPv6Loopback(), bound.Port()))
+		}
+		sock := dial(t, client.AddrPort())
+		r := receiver(t, 1)
+		for _, on := range []bool{true, false, true} {
+			Retune(fd, bound.Addr(), ListenOptions{GRO: on, PMTUProbe: on, ReceiveBuffer: 70_000 + 1000*truth(on), SendBuffer: 60_000})
+			want, discover, discover6 := "1×100 1×100", unix.IP_PMTUDISC_WANT, unix.IPV6_PMTUDISC_WANT
+			if on {
+				want, discover, discover6 = "2×100", unix.IP_PMTUDISC_PROBE, unix.IPV6_PMTUDISC_PROBE
+			}
+			sendAll(t, sock, Packet{Data: pattern(200), Segment: 100})
+			if got := trains(t, r, fd, 2); got != want {
+				t.Errorf("%s, %v: arrived %s; want %s", address, on, got, want)
+			}
+			check := func(level, option, want int) {
+				t.Helper()
+				if got, err := unix.GetsockoptInt(fd, level, option); got != want || err != nil {
+					t.Errorf("%s, %v: option %d is %d, %v; want %d", address, on, option, got, err, want)
+				}
+			}
+			check(unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, discover)
+			if bound.Addr().Is6() {
+				check(unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, discover6)
+			}
+			check(unix.SOL_SOCKET, unix.SO_RCVBUF, 2*(70_000+1000*truth(on)))
+			check(unix.SOL_SOCKET, unix.SO_SNDBUF, 2*60_000)
+		}
+	}
+}
+
 func TestListenFails(t *testing.T) {
 	t.Parallel()
 	_, bound := listen(t, "127.0.0.1:0", ListenOptions{})

@@ -72,6 +72,36 @@ func TestReplyFromWhereItWasSentTo(t *testing.T) {
 	}
 }
 
+// A broadcast says so, and has an address of ours as its Local, from which it
+// can be answered.
+func TestToMany(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		listen string
+		o      ListenOptions
+	}{{"0.0.0.0:0", ListenOptions{}}, {"[::]:0", ListenOptions{Dual: true}}} {
+		fd, bound := listen(t, test.listen, test.o)
+		out, _ := listen(t, "127.0.0.1:0", ListenOptions{})
+		set(t, out, unix.SOL_SOCKET, unix.SO_BROADCAST, 1)
+		r := receiver(t, 1)
+		for _, step := range []struct {
+			to     string
+			toMany bool
+			local  string
+		}{
+			{"127.255.255.255", true, "127.0.0.1"}, // loopback's, RFC 919 section 7
+			{"127.0.0.9", false, "127.0.0.9"},
+		} {
+			to := AddrFrom(netip.AddrPortFrom(netip.MustParseAddr(step.to), bound.Port()))
+			sendAll(t, &Socket{FD: out}, Packet{Data: pattern(5), To: &to})
+			if m := receive(t, r, fd); m.ToMany != step.toMany || m.Local.Addr() != netip.MustParseAddr(step.local) {
+				t.Errorf("%s: sent to %s: to many %v, Local %v", test.listen, step.to, m.ToMany, m.Local.Addr())
+			}
+			r.Release()
+		}
+	}
+}
+
 func TestReceiveBound(t *testing.T) {
 	t.Parallel()
 	fd, bound := listen(t, "127.0.0.1:0", ListenOptions{})
