@@ -386,9 +386,9 @@ func (p *udpPort) take(m *udp.Message, h *proxyproto.Header, data []byte, segmen
 			}
 			return
 		}
-		owner, ambiguous := s.owner(data)
-		if ambiguous {
-			s.receiveCopies(data, m.TOS)
+		owner, guess := s.owner(data)
+		if guess { // nothing is learned from it
+			owner.pass(data, segment, m.TOS)
 			return
 		}
 		older = s

@@ -10,9 +10,6 @@ import (
 // connections on one socket, each perhaps to another name, and so to another
 // server. Their datagrams are told apart by their connection ids.
 
-// maxCopies bounds the servers that an ambiguous datagram is sent to.
-const maxCopies = 4
-
 // bind has the port find a session by its addresses, before older ones of the
 // same: those are found by their QUIC connection ids.
 func (p *udpPort) bind(s *udpSession) {
@@ -68,9 +65,10 @@ func (s *udpSession) proxiedKey() proxiedKey { return proxiedKey{s.key, s.more.s
 // connection that a datagram belongs to. Nil: it begins another connection,
 // which may ask for another name.
 //
-// It is ambiguous if its connection id has never been seen: a new one, issued
-// in an encrypted packet, of several connections that could go on with it.
-func (s *udpSession) owner(data []byte) (owner *udpSession, ambiguous bool) {
+// It is a guess if its connection id has never been seen: a new one, issued in
+// an encrypted packet, of several connections that could go on with it. Only
+// servers that put a server id there leave nothing to guess.
+func (s *udpSession) owner(data []byte) (owner *udpSession, guess bool) {
 	if len(data) == 0 {
 		return s, false
 	}
@@ -97,9 +95,10 @@ func (s *udpSession) owner(data []byte) (owner *udpSession, ambiguous bool) {
 }
 
 // ownerOfShort: a short header says nothing but the connection id.
-func (s *udpSession) ownerOfShort(data []byte) (owner *udpSession, ambiguous bool) {
+func (s *udpSession) ownerOfShort(data []byte) (owner *udpSession, guess bool) {
 	byID := s.table.serverOf(&s.ln.ids, data)
-	var only, known *udpSession // only: that has not changed its connection id since the handshake
+	var known, latest *udpSession
+	var only *udpSession // that has not changed its connection id since the handshake
 	waiting, servers := 0, 0
 	for x := s; x != nil; x = x.sibling {
 		if x.server != s.server {
@@ -117,6 +116,12 @@ func (s *udpSession) ownerOfShort(data []byte) (owner *udpSession, ambiguous boo
 		if byID != nil && x.server == byID {
 			known = x
 		}
+		if x.server == nil { // its client cannot have got that far
+			continue
+		}
+		if latest == nil {
+			latest = x
+		}
 		if !x.more.settled {
 			only = x
 			waiting++
@@ -129,21 +134,10 @@ func (s *udpSession) ownerOfShort(data []byte) (owner *udpSession, ambiguous boo
 		return s, false
 	case waiting == 1:
 		return only, false
+	case latest != nil:
+		return latest, true
 	}
-	return s, true
-}
-
-// receiveCopies gives an ambiguous datagram to each session that it may belong
-// to: only the server that has issued its connection id can read it, and
-// others drop it (RFC 9000 section 5.2).
-func (s *udpSession) receiveCopies(data []byte, tos uint8) {
-	n := 0
-	for x := s; x != nil && n < maxCopies; x = x.sibling {
-		if x.quic && x.server != nil {
-			x.pass(data, 0, tos)
-			n++
-		}
-	}
+	return s, false
 }
 
 // admits reports whether a datagram may go where the session goes. One that
