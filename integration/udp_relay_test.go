@@ -202,12 +202,14 @@ func TestUDPManyClients(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	m := p.Metrics()
+	var m Metrics
+	out := func() float64 { return m.Sum("edgeproxy_datagrams_total", "direction", "out") }
+	eventually(t, func() bool { // what has just arrived is counted a moment later
+		m = p.Metrics()
+		return out() == clients*rounds
+	}, func() string { return fmt.Sprintf("%v datagrams out, want %d", out(), clients*rounds) })
 	if got := m.Sum("edgeproxy_sessions_total"); got != clients {
 		t.Errorf("%v sessions, want %d", got, clients)
-	}
-	if got := m.Sum("edgeproxy_datagrams_total", "direction", "out"); got != clients*rounds {
-		t.Errorf("%v datagrams out, want %d", got, clients*rounds)
 	}
 	if drops := m.Drops("edge"); len(drops) > 0 {
 		t.Errorf("dropped %v", drops)

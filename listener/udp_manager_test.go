@@ -372,9 +372,17 @@ func TestDatagramPortZero(t *testing.T) {
 func TestDatagramsBesideTCP(t *testing.T) {
 	groups, _ := answering(t)
 	m, _ := newDatagramManager(t)
-	apply(t, m, groups, datagramListener(t, "u", "127.0.0.1:0"))
-	address := m.Addresses()["u"][0]
-	apply(t, m, groups, datagramListener(t, "u", "127.0.0.1:0"), rejecting(t, "t", address))
+	apply(t, m, groups, rejecting(t, "t", "127.0.0.1:0"))
+	address := m.Addresses()["t"][0]
+	for range 100 { // another process may have the port for UDP
+		if p, err := m.Prepare([]Options{rejecting(t, "t", "127.0.0.1:0"), datagramListener(t, "u", address)}, groups, nil); err == nil {
+			p.Commit()
+			break
+		}
+		apply(t, m, groups)
+		apply(t, m, groups, rejecting(t, "t", "127.0.0.1:0"))
+		address = m.Addresses()["t"][0]
+	}
 	if got := m.Addresses(); got["u"][0] != address || got["t"][0] != address {
 		t.Fatal(got)
 	}

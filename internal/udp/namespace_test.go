@@ -77,14 +77,16 @@ func TestLinkLocal(t *testing.T) {
 	for _, dual := range []bool{false, true} {
 		server, bound := listen(t, "[::]:0", ListenOptions{Dual: dual})
 		to := netip.AddrPortFrom(ours.WithZone("1"), bound.Port())
-		client := dial(t, to)
-		// The kernel finishes adding the address at its own time; it drops until then.
-		for sent := 0; ; sent++ {
+		// The kernel finishes adding the address at its own time. Until then it
+		// drops, and what was connected by then keeps a wrong source.
+		var client *Socket
+		for tries := 0; ; tries++ {
+			client = dial(t, to)
 			sendAll(t, client, Packet{Data: []byte("question")})
 			if readable(t, server, 10) {
 				break
 			}
-			if sent == 1000 {
+			if tries == 1000 {
 				t.Fatalf("nothing came to %v", to)
 			}
 		}
