@@ -268,7 +268,7 @@ func (w *worker) moveDatagrams(s *socket, ln *Listener) {
 
 // configure applies what a reload may change.
 func (p *udpPort) configure() {
-	p.sock.NoSegments = p.ln.table.Load().opts.UDP.NoOffload
+	p.sock.NoSegments = !segments(p.ln.table.Load())
 }
 
 // refuse takes no new sessions any more. On the loop.

@@ -267,7 +267,7 @@ func (s *udpSession) join(a upstream.Association) (upstream.Outcome, error) {
 		s.leave()
 	}
 	s.server, s.token, s.phase, s.tuned = a.Server, t, PhaseRelay, false
-	s.sock = udp.Socket{FD: a.FD, V6: a.V6, NoSegments: s.table.opts.UDP.NoOffload}
+	s.sock = udp.Socket{FD: a.FD, V6: a.V6, NoSegments: !segments(s.table)}
 	s.overflow = 0
 	if s.group.Options().ProxyProtocol != upstream.ProxyNone && (s.more == nil || s.more.header == nil) {
 		s.addHeader()

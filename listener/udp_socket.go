@@ -239,3 +239,6 @@ func (m *Manager) closeDrained(s *socket) {
 	m.onLoops(func(w *worker) { w.detachDatagrams(s) })
 	m.noteOwn()
 }
+
+// segments reports whether trains may be sent in one piece.
+func segments(t *table) bool { return !t.opts.UDP.NoOffload && udpFeatures().Segment }
