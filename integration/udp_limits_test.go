@@ -71,7 +71,7 @@ func TestUDPOwnAddressIsNoClient(t *testing.T) {
 				"listener \"udp\" \"other\" {\n address = \"127.0.0.1:0\"\n upstream = upstream.app\n}\n")
 			own := netip.MustParseAddrPort("127.0.0.1:" + p.UDPPort())
 			if !sendSpoofed(t, own, own, "loop") {
-				t.Skip("forging a source takes CAP_NET_RAW")
+				missing(t, "CAP_NET_RAW, which forging a source takes,")
 			}
 			p.AwaitDrops(1, "denied")
 			sendSpoofed(t, netip.MustParseAddrPort(p.Addr("other")), own, "loop through two")

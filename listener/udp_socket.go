@@ -1,6 +1,7 @@
 package listener
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"os"
@@ -21,19 +22,12 @@ func udpOptions(a Address, t *table) udp.ListenOptions {
 	o := &t.opts.UDP
 	return udp.ListenOptions{
 		Dual: a.Dual, ReusePort: true, GRO: !o.NoOffload && udpFeatures().GRO, PMTUProbe: t.aboutQUIC(),
-		ReceiveBuffer: orInt(o.ReceiveBuffer, DefaultReceiveBuffer), SendBuffer: orInt(o.SendBuffer, DefaultSendBuffer),
+		ReceiveBuffer: cmp.Or(o.ReceiveBuffer, DefaultReceiveBuffer), SendBuffer: cmp.Or(o.SendBuffer, DefaultSendBuffer),
 	}
 }
 
 // aboutQUIC reports whether QUIC is what the listener is for.
 func (t *table) aboutQUIC() bool { return t.want != 0 || t.opts.UDP.QUICServerID > 0 }
-
-func orInt(n, def int) int {
-	if n == 0 {
-		return def
-	}
-	return n
-}
 
 // openDatagrams binds a socket for each of n loops, all in one group.
 func openDatagrams(a Address, n int, t *table, inherited func(name string) []*os.File, ours bool) ([]*socket, error) {
